@@ -1,0 +1,172 @@
+"""The registered architectures: list them, build one with random weights, load one from a file."""
+
+from __future__ import annotations
+
+if __name__ != "simkit.potentials":
+    raise ImportError(
+        f"this folder is the package simkit.potentials, but it was imported as {__name__!r}: the root of simkit's repository is "
+        "on sys.path; run from another folder, or `pytest` instead of `python -m pytest`, and write `import simkit.potentials`"
+    )
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from numbers import Integral, Real
+from pathlib import Path
+from textwrap import shorten
+from typing import TYPE_CHECKING, Any
+
+from simkit.config import nearest, parse_options
+from simkit.errors import ConfigError, ModelFileError
+
+if TYPE_CHECKING:
+    from simkit.potential import Potential
+
+__all__ = ["available", "build", "load", "read_header"]
+
+# Registered name -> (module, class); the options class of X is XOptions in the same module.
+_REGISTRY: dict[str, tuple[str, str]] = {
+    "lennard_jones": ("simkit.potentials.lennard_jones", "LennardJones"),
+    "morse": ("simkit.potentials.morse", "Morse"),
+    "painn": ("simkit.potentials.painn", "PaiNN"),
+    "schnet": ("simkit.potentials.schnet", "SchNet"),
+}
+
+
+def available() -> list[str]:
+    """Return the names of the registered architectures."""
+    return sorted(_REGISTRY)
+
+
+def build(
+    name: str,
+    *,
+    cutoff: float = 5.0,
+    elements: Sequence[int],
+    outputs: Sequence[str] = ("energy",),
+    anchored: bool = False,
+    dtype: str = "float32",
+    seed: int = 0,
+    info: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Potential:
+    """Build a potential with random weights.
+
+    Args:
+        name: one of `available`.
+        cutoff: neighbor cutoff, angstrom.
+        elements: atomic numbers that the model is to know.
+        outputs: what to make heads for: "energy", "dipole" (which also gives charges).
+        anchored: make the energy of an isolated atom exactly its reference energy.
+        dtype: of the weights, "float32" or "float64".
+        seed: of the random weights; the global random state is left alone.
+        info: free-form description kept in the model file (level of theory, hash of the training data, ...).
+        options: the architecture's own options, validated against its options class (such as `PaiNNOptions`).
+
+    Raises:
+        ConfigError: if a name or value is unknown or out of range.
+    """
+    import torch
+
+    from simkit.potential import Potential
+
+    if name not in _REGISTRY:
+        raise ConfigError(f"unknown architecture {name!r}{nearest(name, _REGISTRY)}")
+    numbers = list(elements)
+    if not numbers or not all(isinstance(z, Integral) and 1 <= z <= 118 for z in numbers):
+        raise ConfigError(f"elements must be atomic numbers from 1 to 118, at least one; found {numbers}")
+    numbers = sorted({int(z) for z in numbers})
+    if not outputs or isinstance(outputs, str):
+        raise ConfigError(f'outputs must be a list such as ["energy"], with at least one name; found {outputs!r}')
+    if not isinstance(cutoff, Real) or not 0 < cutoff < float("inf"):
+        raise ConfigError(f"the cutoff must be a positive number of angstrom, found {cutoff!r}")
+    if dtype not in ("float32", "float64"):
+        raise ConfigError(f"dtype must be float32 or float64, found {dtype!r}")
+    module_name, class_name = _REGISTRY[name]
+    module = import_module(module_name)
+    parsed = parse_options(getattr(module, f"{class_name}Options"), options, f"options of {name}")
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed the generators of the GPUs
+        representation = getattr(module, class_name)(parsed, float(cutoff), len(numbers))
+        potential = Potential(
+            representation,
+            architecture=name,
+            options=parsed.model_dump(),
+            cutoff=cutoff,
+            elements=numbers,
+            outputs=outputs,
+            anchored=anchored,
+            info=info,
+        )
+    return potential.cast(getattr(torch, dtype))
+
+
+def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return the header of a model file, without the weights.
+
+    Raises:
+        ModelFileError: if the file is missing, truncated, pickled, of another format or of a newer version.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    from simkit.potential import FORMAT, FORMAT_VERSION
+
+    path = Path(path)
+    if not path.is_file():
+        raise ModelFileError(f"no model file at {path}; expected a .safetensors file written by simkit")
+    with path.open("rb") as stream:
+        start = stream.read(9)
+    # A safetensors file starts with the length of its header, whose bytes may be anything, and then the brace of the header.
+    if (start[:2] == b"PK" or start[:1] == b"\x80") and start[8:] != b"{":
+        raise ModelFileError(
+            f"{path} is a pickled PyTorch file. simkit does not read pickles, because opening one can run any program hidden "
+            "in it; convert the model with the tool that wrote it, or train it again"
+        )
+    try:
+        with safe_open(path, framework="pt") as handle:
+            metadata = handle.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise ModelFileError(
+            f"{path} is not a complete safetensors file ({error}); it may be truncated: copy or download it again"
+        ) from None
+    try:
+        header = json.loads(metadata["simkit"])
+        found = (header["format"], int(header["version"]))
+    except (KeyError, ValueError, TypeError):
+        raise ModelFileError(f"{path} is a safetensors file, but not one of a simkit potential") from None
+    if found[0] != FORMAT or found[1] > FORMAT_VERSION:
+        raise ModelFileError(
+            f"{path} has format {found[0]} version {found[1]}, but this simkit reads {FORMAT} up to version {FORMAT_VERSION}; "
+            "install a newer simkit"
+        )
+    return header
+
+
+def load(path: str | os.PathLike[str], device: str = "cpu") -> Potential:
+    """Load a potential from a file written by `Potential.save`. Nothing in the file is executed.
+
+    Raises:
+        ModelFileError: if the file is not a valid model (see `read_header`) or its weights do not fit its header.
+    """
+    from safetensors.torch import load_file
+
+    header = read_header(path)
+    try:
+        potential = build(
+            header["architecture"],
+            cutoff=header["cutoff"],
+            elements=header["elements"],
+            outputs=header["outputs"],
+            anchored=header["anchored"],
+            dtype=header["dtype"],
+            info=header["info"],
+            **header["options"],
+        )
+        potential.load_state_dict(load_file(path))
+    except KeyError as error:
+        raise ModelFileError(f"{path} does not hold a consistent model: its header lacks {error}") from error
+    except (TypeError, ValueError, RuntimeError) as error:
+        reason = shorten(str(error), 300)  # on one line: torch lists the weights that do not fit line by line
+        raise ModelFileError(f"{path} does not hold a consistent model: {reason}") from error
+    return potential.to(device).eval()

@@ -1,0 +1,95 @@
+"""PaiNN: the polarizable atom interaction network.
+
+Schuett, Unke & Gastegger, "Equivariant message passing for the prediction of tensorial properties and molecular spectra", ICML 2021.
+"""
+
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from simkit.config import Options
+from simkit.kernels.vector_message import vector_message
+from simkit.potential import Representation
+from simkit.radial import CutoffName, SineBasis, make_cutoff
+
+EPSILON = 1e-8  # keeps the norm of a vanishing vector feature differentiable
+
+
+class PaiNNOptions(Options):
+    """Options of PaiNN; the defaults are the published size.
+
+    The published cutoff function is "cosine"; the default is its neighbour with a continuous second derivative.
+    """
+
+    channels: int = Field(128, ge=2)
+    layers: int = Field(3, ge=1)
+    basis: int = Field(20, ge=1)
+    cutoff_function: CutoffName = "polynomial"
+
+
+class Message(nn.Module):
+    """Equations 7 and 8: ds_i = sum_j phi_s(s_j) W_s; dv_i = sum_j v_j phi_vv(s_j) W_vv + phi_vs(s_j) W_vs r_ij / |r_ij|."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(channels, channels), nn.SiLU(), nn.Linear(channels, 3 * channels))
+
+    def forward(
+        self, s: Tensor, v: Tensor | None, sender: Tensor, receiver: Tensor, filters: Tensor, directions: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the sums over neighbors, [N, C] and [N, 3C]; ``v`` [N, 3C] is None while all vectors vanish."""
+        return vector_message(self.net(s), v, filters, directions, sender, receiver)
+
+
+class Update(nn.Module):
+    """Equations 9 and 10: ds = a_ss + a_sv <U v, V v>; dv = a_vv U v, with a = a(s, |V v|)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+        self.mix = nn.Linear(channels, 2 * channels, bias=False)
+        self.net = nn.Sequential(nn.Linear(2 * channels, channels), nn.SiLU(), nn.Linear(channels, 3 * channels))
+
+    def forward(self, s: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the atom-wise updates of scalars [N, C] and vectors [N, 3C]."""
+        n, c = s.shape
+        uv, vv = self.mix(v.view(n, 3, c)).split(c, dim=2)
+        norm = torch.sqrt((vv * vv).sum(dim=1) + EPSILON)
+        a_vv, a_sv, a_ss = self.net(torch.cat([s, norm], dim=1)).split(c, dim=1)
+        return a_ss + a_sv * (uv * vv).sum(dim=1), (a_vv.unsqueeze(1) * uv).reshape(n, 3 * c)
+
+
+class PaiNN(Representation):
+    """Scalar and vector features refined by alternating message and update blocks."""
+
+    has_vectors: ClassVar[bool] = True
+
+    def __init__(self, options: PaiNNOptions, cutoff: float, num_elements: int) -> None:
+        super().__init__()
+        self.channels = c = options.channels
+        self.activation = nn.SiLU()
+        self.embedding = nn.Embedding(num_elements, c)
+        self.basis = SineBasis(options.basis, cutoff)
+        self.cutoff_function = make_cutoff(options.cutoff_function, cutoff)
+        self.filters = nn.ModuleList([nn.Linear(options.basis, 3 * c) for _ in range(options.layers)])
+        self.messages = nn.ModuleList([Message(c) for _ in range(options.layers)])
+        self.updates = nn.ModuleList([Update(c) for _ in range(options.layers)])
+
+    def forward(self, species: Tensor, edge_index: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return scalars [N, C] and vectors [N, 3, C]."""
+        sender, receiver = edge_index[0], edge_index[1]
+        r = torch.sqrt(vectors.square().sum(dim=1))
+        directions = vectors / r.unsqueeze(1)
+        # (basis @ W + b) f(r) with f folded into the factors: nothing of the filters' size is multiplied elementwise.
+        weight = self.cutoff_function(r).unsqueeze(1)
+        basis = torch.cat([self.basis(r) * weight, weight], dim=1)
+        s, v = self.embedding(species), None
+        for message, update, net in zip(self.messages, self.updates, self.filters, strict=True):
+            filters = basis @ torch.cat([net.weight.t(), net.bias.unsqueeze(0)])
+            ds, dv = message(s, v, sender, receiver, filters, directions)
+            s, v = s + ds, dv if v is None else v + dv
+            ds, dv = update(s, v)
+            s, v = s + ds, v + dv
+        return s, None if v is None else v.view(-1, 3, self.channels)

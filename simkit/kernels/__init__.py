@@ -1,0 +1,1 @@
+"""Compiled kernels behind the architectures, each beside its plain PyTorch reference."""

@@ -1,0 +1,73 @@
+"""Radial bases and cutoff functions that the architectures share. Distances are in angstrom."""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+CutoffName = Literal["cosine", "polynomial"]
+
+
+class CosineCutoff(nn.Module):
+    """f(r) = (cos(pi r / rc) + 1) / 2 inside the cutoff (Behler, J. Chem. Phys. 134, 074106 (2011)); f'' jumps at rc."""
+
+    def __init__(self, cutoff: float) -> None:
+        super().__init__()
+        self.cutoff = cutoff
+
+    def forward(self, r: Tensor) -> Tensor:
+        """Map distances to weights of the same shape."""
+        return 0.5 * (torch.cos(r * (math.pi / self.cutoff)) + 1.0) * (r < self.cutoff).to(r.dtype)
+
+
+class PolynomialCutoff(nn.Module):
+    """f(x) = 1 - 10 x^3 + 15 x^4 - 6 x^5 with x = r / rc (Unke & Meuwly, J. Chem. Theory Comput. 15, 3678 (2019), eq. 8).
+
+    Value, first and second derivative vanish at the cutoff; otherwise it is within 0.044 of the cosine cutoff.
+    """
+
+    def __init__(self, cutoff: float) -> None:
+        super().__init__()
+        self.cutoff = cutoff
+
+    def forward(self, r: Tensor) -> Tensor:
+        """Map distances to weights of the same shape."""
+        x = (r / self.cutoff).clamp(max=1.0)
+        return 1.0 + x**3 * (x * (15.0 - 6.0 * x) - 10.0)
+
+
+def make_cutoff(name: CutoffName, cutoff: float) -> nn.Module:
+    """Return the cutoff function called ``name``."""
+    return CosineCutoff(cutoff) if name == "cosine" else PolynomialCutoff(cutoff)
+
+
+class SineBasis(nn.Module):
+    """sin(n pi r / rc) / r for n = 1..count (PaiNN, Schuett et al. 2021, eq. 11); [E] -> [E, count]."""
+
+    orders: Tensor  # whole numbers, which a change of dtype leaves exact
+
+    def __init__(self, count: int, cutoff: float) -> None:
+        super().__init__()
+        self.cutoff = cutoff
+        self.register_buffer("orders", torch.arange(1.0, count + 1.0), persistent=False)
+
+    def forward(self, r: Tensor) -> Tensor:
+        """Expand distances."""
+        r = r.unsqueeze(-1)
+        return torch.sin(r * (math.pi / self.cutoff) * self.orders) / r
+
+
+class GaussianBasis(nn.Module):
+    """exp(-(r - mu_k)^2 / (2 d^2)) on ``count`` evenly spaced centres a distance d apart (SchNet, 2017, eq. 3)."""
+
+    orders: Tensor  # whole numbers, which a change of dtype leaves exact
+
+    def __init__(self, count: int, cutoff: float) -> None:
+        super().__init__()
+        self.spacing = cutoff / (count - 1)
+        self.register_buffer("orders", torch.arange(0.0, count), persistent=False)
+
+    def forward(self, r: Tensor) -> Tensor:
+        """Expand distances."""
+        return torch.exp(-0.5 * (r.unsqueeze(-1) / self.spacing - self.orders) ** 2)
