@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from simkit.config import Options
+from simkit.graph import one_direction
 from simkit.potential import Representation
 from simkit.radial import CutoffName, GaussianBasis, make_cutoff
 
@@ -44,12 +45,16 @@ class Interaction(nn.Module):
         self.dense_in = nn.Linear(channels, filters, bias=False)
         self.dense_out = nn.Sequential(nn.Linear(filters, channels), ShiftedSoftplus(), nn.Linear(channels, channels))
 
-    def forward(self, x: Tensor, sender: Tensor, receiver: Tensor, basis: Tensor, weight: Tensor) -> Tensor:
-        """Return the update of the features, [N, C]."""
+    def forward(
+        self, x: Tensor, sender: Tensor, receiver: Tensor, basis: Tensor, weight: Tensor, *, both: bool
+    ) -> Tensor:
+        """Return the update of the features, [N, C]; with ``both``, each edge stands for its reverse as well."""
         filters = self.filter_net(basis) * weight
         h = self.dense_in(x)
-        messages = h.index_select(0, sender) * filters
-        return self.dense_out(torch.zeros_like(h).index_add(0, receiver, messages))
+        total = torch.zeros_like(h).index_add(0, receiver, h.index_select(0, sender) * filters)
+        if both:
+            total = total.index_add(0, sender, h.index_select(0, receiver) * filters)
+        return self.dense_out(total)
 
 
 class SchNet(Representation):
@@ -69,10 +74,16 @@ class SchNet(Representation):
 
     def forward(self, species: Tensor, edge_index: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return scalars [N, C]; SchNet has no vectors."""
+        # Filters depend on distances alone, and the filter network is most of the work: make each pair's filter once. On a GPU the
+        # selection would make the host wait for the device, and the work is cheap.
+        both = vectors.device.type == "cpu"
+        if both:
+            chosen = one_direction(edge_index, vectors)
+            edge_index, vectors = edge_index.index_select(1, chosen), vectors.index_select(0, chosen)
         sender, receiver = edge_index[0], edge_index[1]
         r = torch.sqrt(vectors.square().sum(dim=1))
         basis, weight = self.basis(r), self.cutoff_function(r).unsqueeze(1)
         x = self.embedding(species)
         for interaction in self.interactions:
-            x = x + interaction(x, sender, receiver, basis, weight)
+            x = x + interaction(x, sender, receiver, basis, weight, both=both)
         return x, None

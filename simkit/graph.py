@@ -188,3 +188,20 @@ class AtomGraph(Data):
                 frame.calc = SinglePointCalculator(frame, **results)
             frames.append(frame)
         return frames
+
+
+def one_direction(edge_index: Tensor, vectors: Tensor) -> Tensor:
+    """Return the indices of one of the two edges of every pair, [E/2] int64.
+
+    Args:
+        edge_index: [2, E], every pair both ways, as `AtomGraph` has it.
+        vectors: [E, 3]; an atom and its own periodic image are told apart by the direction of the vector.
+    """
+    sender, receiver = edge_index[0], edge_index[1]
+    chosen = sender < receiver
+    own_image = sender == receiver
+    if bool(own_image.any()):
+        x, y, z = vectors.detach().unbind(dim=1)
+        forward = (x > 0) | ((x == 0) & ((y > 0) | ((y == 0) & (z > 0))))
+        chosen = chosen | (own_image & forward)
+    return chosen.nonzero().squeeze(1)

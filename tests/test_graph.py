@@ -12,7 +12,7 @@ from torch_geometric.loader import DataLoader
 
 from simkit import potentials
 from simkit.errors import DataError, GeometryError, LabelError
-from simkit.graph import LABELS, AtomGraph
+from simkit.graph import LABELS, AtomGraph, one_direction
 
 
 def slab() -> Atoms:
@@ -207,3 +207,21 @@ def test_copies_are_independent() -> None:
     copied.pos += 1.0
     assert isinstance(copied, AtomGraph)
     assert not torch.equal(graph.pos, copied.pos)
+
+
+@pytest.mark.parametrize("pbc", [False, True, (True, False, True)])
+@pytest.mark.parametrize("size", [1.8, 6.0])
+def test_one_direction_takes_each_pair_once(pbc, size):
+    """Also where atoms see several of their own images, which differ by the direction alone."""
+    rng = np.random.default_rng(3)
+    cell = size * np.eye(3) + rng.normal(0.0, 0.2, (3, 3))
+    atoms = Atoms("C3", rng.uniform(0.0, size, (3, 3)), cell=cell, pbc=pbc)
+    graph = AtomGraph.from_ase(atoms, 4.0)
+    vectors = graph.edge_vectors()
+    chosen = one_direction(graph.edge_index, vectors)
+    assert 2 * len(chosen) == graph.edge_index.shape[1] > 0
+    ends, half = graph.edge_index[:, chosen], vectors[chosen]
+    both = torch.cat([torch.cat([ends, ends.flip(0)], dim=1).T.double(), torch.cat([half, -half])], dim=1)
+    every = torch.cat([graph.edge_index.T.double(), vectors], dim=1)
+    rows = sorted(tuple(row) for row in both.mul(1e8).round().tolist())
+    assert rows == sorted(tuple(row) for row in every.mul(1e8).round().tolist())
