@@ -1,0 +1,1 @@
+"""Making reference data: labelling structures with electronic-structure methods and sampling geometries."""
