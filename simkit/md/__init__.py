@@ -1,0 +1,1 @@
+"""Running molecular dynamics and relaxations with any ASE calculator."""

@@ -1,0 +1,77 @@
+"""The structure and the model of a run: bare copies, and hashes that tell whether a run is continued with the same ones."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from simkit.calculator import Calculator
+from simkit.errors import DataError
+from simkit.potential import Potential
+
+if TYPE_CHECKING:
+    from ase import Atoms
+    from ase.calculators.calculator import BaseCalculator
+
+Model = Potential | str | os.PathLike[str]
+
+
+def as_calculator(model: BaseCalculator | Model) -> BaseCalculator:
+    """Return an ASE calculator as it is, and a `Calculator` with default settings for a potential or the path of one."""
+    return Calculator(model) if isinstance(model, (Potential, str, os.PathLike)) else model
+
+
+def bare_copy(atoms: Atoms, calculator: BaseCalculator) -> Atoms:
+    """Copy what a simulation depends on and attach the calculator.
+
+    Labels and notes of the input structure (other arrays and ``info``) are left behind: they would be wrong for any other geometry.
+    """
+    from ase import Atoms
+
+    if len(atoms) == 0:
+        raise DataError("expected a structure with at least one atom, found an empty one")
+    copy = Atoms(
+        numbers=atoms.numbers,
+        positions=atoms.positions,
+        cell=atoms.cell,
+        pbc=atoms.pbc,
+        masses=atoms.get_masses(),
+        constraint=atoms.copy().constraints,
+    )
+    if "charge" in atoms.info:
+        copy.info["charge"] = float(atoms.info["charge"])
+    copy.calc = calculator
+    return copy
+
+
+def structure_hash(atoms: Atoms, *, with_momenta: bool) -> str:
+    """SHA-256 over elements, positions, cell, boundary conditions, masses, charge, constraints and, where they matter, momenta."""
+    digest = hashlib.sha256()
+    for values in (atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc, atoms.get_masses()):
+        digest.update(np.ascontiguousarray(values).tobytes())
+    if with_momenta:
+        digest.update(atoms.get_momenta().tobytes())
+    constraints = [constraint.todict() for constraint in atoms.constraints]
+    digest.update(_encode([atoms.info.get("charge", 0.0), constraints]))
+    return digest.hexdigest()
+
+
+def model_hash(calculator: BaseCalculator) -> str:
+    """SHA-256 over what decides the forces: architecture, weights and dtype; of other calculators, the name and the parameters."""
+    if not isinstance(calculator, Calculator):
+        return hashlib.sha256(_encode([calculator.name, calculator.todict()])).hexdigest()
+    header = {key: value for key, value in calculator.potential.header().items() if key != "info"}
+    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+    for name, tensor in sorted(calculator.potential.state_dict().items()):
+        digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _encode(content: object) -> bytes:
+    from ase.io.jsonio import encode
+
+    return str(encode(content)).encode()

@@ -1,0 +1,300 @@
+"""Plots: arrays in, matplotlib Axes out. No pyplot, no global figure, nothing shown on a screen; `save` writes the file."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from simkit.files import atomic_path
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe & Ito's palette, distinguishable with every common colour blindness.
+BLUE, VERMILION, GREEN, ORANGE, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#666666"
+STYLE: dict[Any, Any] = {
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.labelsize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.8,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.formatter.useoffset": False,
+    "axes.formatter.limits": (-4, 5),
+    "grid.color": "#E4E4E4",
+    "grid.linewidth": 0.6,
+    "lines.linewidth": 1.4,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+    "mathtext.default": "regular",
+}
+DENSE = 1000  # beyond this many points a parity plot is coloured by their density
+LINE_POINTS = 4000  # longer traces are drawn as the range within each bin
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+
+
+def _styled(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """Run with simkit's style; matplotlib's own settings are as before afterwards."""
+
+    @functools.wraps(function)
+    def wrapper(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+        import matplotlib
+
+        with matplotlib.rc_context(STYLE):
+            return function(*args, **kwargs)
+
+    return wrapper
+
+
+def save(figure: Figure | Axes, path: str | os.PathLike[str]) -> None:
+    """Write a figure, or the one that an Axes belongs to; the suffix names the format (.png, .pdf, .svg). Atomic.
+
+    Raises:
+        OutputError: if the file cannot be written.
+    """
+    from matplotlib.figure import Figure
+
+    whole = figure if isinstance(figure, Figure) else figure.figure
+    with atomic_path(path) as temporary:
+        whole.savefig(temporary, dpi=160)  # type: ignore[union-attr]
+
+
+def _axes(width: float = 5.2, height: float = 3.6) -> Axes:
+    return _row(1, width, height)[0]
+
+
+def _row(count: int, width: float, height: float) -> list[Axes]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width * count, height), layout="constrained")
+    return [figure.add_subplot(1, count, k + 1) for k in range(count)]
+
+
+@_styled
+def learning_curve(rows: Sequence[Mapping[str, float | None]]) -> list[Axes]:
+    """Plot what was logged per epoch: one panel for each quantity, with training and validation together, on a log scale.
+
+    Args:
+        rows: one mapping per epoch with ``epoch`` and columns called ``train_<quantity>`` or ``valid_<quantity>``; other columns are left
+            out. Missing values (None or nan) leave gaps. ``*_mae`` and ``*_rmse`` are in eV and angstrom and shown in meV.
+    """
+    epochs = np.array([row["epoch"] for row in rows], dtype=float)
+    columns = dict.fromkeys(name for row in rows for name in row if name.startswith(("train_", "valid_")))
+    quantities = list(dict.fromkeys(name.split("_", 1)[1] for name in columns)) or ["loss"]
+    panels = _row(len(quantities), 4.2, 3.4)
+    for ax, quantity in zip(panels, quantities, strict=True):
+        title, unit, factor = _describe(quantity)
+        for prefix, label, colour in (("train_", "training", BLUE), ("valid_", "validation", VERMILION)):
+            values = np.array([_number(row.get(prefix + quantity)) for row in rows]) * factor
+            kept = np.isfinite(values) & (values > 0)
+            if kept.any():
+                ax.plot(epochs[kept], values[kept], color=colour, label=label, marker="." if kept.sum() < 30 else None)
+                ax.set_yscale("log")
+                _plain_log_ticks(ax)
+        ax.set(title=title, xlabel="epoch", ylabel=unit)
+        if ax.lines:
+            ax.legend()
+    return panels
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else float(value)
+
+
+def _describe(quantity: str) -> tuple[str, str, float]:
+    """Title, axis label and factor of a logged quantity."""
+    kind = quantity.removesuffix("_per_atom").rsplit("_", 1)[-1]
+    if kind not in ("mae", "rmse"):
+        return quantity.replace("_", " "), quantity.replace("_", " "), 1.0
+    name, per_atom = quantity.removesuffix("_per_atom").rsplit("_", 1)[0], quantity.endswith("_per_atom")
+    units = {"energy": "meV", "forces": "meV/Å", "stress": "meV/Å$^3$", "dipole": "me·Å"}
+    unit = units.get(name, "10$^{-3}$ units") + ("/atom" if per_atom else "")
+    return name.replace("_", " "), f"{kind.upper()} ({unit})", 1000.0
+
+
+def _plain_log_ticks(ax: Axes) -> None:
+    """Write numbers instead of powers of ten, and on an axis that spans less than two decades label 2 and 5 as well."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    low, high = ax.get_ylim()
+    ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 100 * low else (1.0,)))
+    ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    ax.yaxis.set_minor_formatter(NullFormatter())
+
+
+@_styled
+def parity(reference: ArrayLike, predicted: ArrayLike, unit: str, label: str, axes: Axes | None = None) -> Axes:
+    """Plot predicted against reference values, coloured by density where there are many, with MAE and RMSE in the corner.
+
+    Args:
+        reference, predicted: same shape; components of vectors count one by one.
+        unit: of the values, such as "eV/Å"; label: what they are, such as "force".
+        axes: where to draw; a figure of its own by default.
+    """
+    x, y = np.ravel(np.asarray(reference, dtype=float)), np.ravel(np.asarray(predicted, dtype=float))
+    ax = axes if axes is not None else _axes(4.4, 4.2)
+    if len(x) > DENSE:
+        counts, x_edges, y_edges = np.histogram2d(x, y, bins=150)
+        column = np.clip(np.searchsorted(x_edges, x) - 1, 0, 149)
+        density = counts[column, np.clip(np.searchsorted(y_edges, y) - 1, 0, 149)]
+        order = np.argsort(density, kind="stable")  # the densest on top
+        points = ax.scatter(
+            x[order], y[order], c=density[order], s=3, norm="log", cmap="viridis", linewidths=0, rasterized=True
+        )
+        bar = ax.figure.colorbar(points, ax=ax, shrink=0.75, aspect=25, pad=0.02)
+        bar.set_label("points per bin", fontsize=9)
+        bar.outline.set_visible(False)
+    else:
+        ax.scatter(x, y, color=BLUE, s=12, alpha=0.6, linewidths=0)
+    low, high = min(x.min(), y.min()), max(x.max(), y.max())
+    margin = 0.04 * (high - low) or 1.0
+    limits = (low - margin, high + margin)
+    ax.plot(limits, limits, color="black", linewidth=0.8, linestyle="--", zorder=0)
+    ax.set(xlim=limits, ylim=limits, aspect="equal", xlabel=f"reference {label} ({unit})")
+    ax.set_ylabel(f"predicted {label} ({unit})")
+    ax.locator_params(nbins=5)
+    error = y - x
+    scale, error_unit = (1000.0, "m" + unit) if unit.startswith(("eV", "e·")) else (1.0, unit)
+    text = f"MAE {_short(scale * np.abs(error).mean())} {error_unit}\n"
+    text += f"RMSE {_short(scale * np.sqrt((error**2).mean()))} {error_unit}"
+    ax.text(0.04, 0.96, text, transform=ax.transAxes, va="top", fontsize=9)
+    return ax
+
+
+def parity_panels(panels: Sequence[tuple[ArrayLike, ArrayLike, str, str]]) -> list[Axes]:
+    """Plot several parities side by side; each panel is the four arguments of `parity`."""
+    row = _row(len(panels), 4.6, 4.2)
+    return [parity(*panel, ax) for panel, ax in zip(panels, row, strict=True)]
+
+
+def _short(value: float) -> str:
+    """Three significant digits without an exponent where that is readable."""
+    if not 1e-3 <= abs(value) < 1e5:
+        return f"{value:.3g}"
+    return f"{value:.{max(0, 2 - int(np.floor(np.log10(abs(value)))))}f}"
+
+
+def _time_axis(ax: Axes, time_fs: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Label the time axis and return the times in its unit."""
+    in_ps = len(time_fs) > 0 and np.ptp(time_fs) >= 2000
+    ax.set_xlabel("time (ps)" if in_ps else "time (fs)")
+    ax.margins(x=0.01)
+    return time_fs / 1000 if in_ps else time_fs
+
+
+def _line(ax: Axes, x: NDArray[np.float64], y: NDArray[np.float64], colour: str, label: str | None = None) -> None:
+    """Draw a trace; a long one as the range of values in each of many bins, which looks the same at a fraction of the work."""
+    if len(x) <= LINE_POINTS:
+        ax.plot(x, y, color=colour, label=label, linewidth=0.8 if len(x) > 300 else 1.4)
+        return
+    starts = np.linspace(0, len(x), LINE_POINTS // 2, endpoint=False).astype(int)
+    low, high = np.minimum.reduceat(y, starts), np.maximum.reduceat(y, starts)
+    ax.plot(np.repeat(x[starts], 2), np.stack([low, high], axis=1).ravel(), color=colour, label=label, linewidth=0.6)
+
+
+@_styled
+def energy_trace(time_fs: ArrayLike, potential: ArrayLike, kinetic: ArrayLike, total: ArrayLike) -> Axes:
+    """Plot potential, kinetic and total energy in eV along a run; potential and total count from the first potential energy."""
+    t, potential = np.asarray(time_fs, dtype=float), np.asarray(potential, dtype=float)
+    zero = potential[0]
+    ax = _axes()
+    x = _time_axis(ax, t)
+    _line(ax, x, potential - zero, BLUE, "potential")
+    _line(ax, x, np.asarray(kinetic, dtype=float), VERMILION, "kinetic")
+    _line(ax, x, np.asarray(total, dtype=float) - zero, "black", "total")
+    ax.set(ylabel="energy (eV)", title=f"Energy (zero: potential energy at the start, {zero:.3f} eV)")
+    ax.legend(ncols=3, loc="lower center", bbox_to_anchor=(0.5, -0.32))
+    return ax
+
+
+@_styled
+def temperature_trace(time_fs: ArrayLike, temperature: ArrayLike, target: float | None = None) -> Axes:
+    """Plot the temperature in K along a run with its mean, and the thermostat's target where there is one."""
+    t, temperature = np.asarray(time_fs, dtype=float), np.asarray(temperature, dtype=float)
+    ax = _axes()
+    _line(ax, _time_axis(ax, t), temperature, BLUE)
+    mean = temperature.mean()
+    ax.axhline(mean, color="black", linewidth=1.0, label=f"mean {mean:.0f} K")
+    if target is not None:
+        ax.axhline(target, color=VERMILION, linewidth=1.2, linestyle="--", label=f"target {target:.0f} K")
+    ax.set(ylabel="temperature (K)", title="Temperature", ylim=(0, None))
+    ax.legend(ncols=2, loc="lower center", bbox_to_anchor=(0.5, -0.32))
+    return ax
+
+
+@_styled
+def drift_plot(time_fs: ArrayLike, total_energy: ArrayLike, n_atoms: int, drift: float) -> Axes:
+    """Plot how the total energy departs from its start, in meV/atom, with the fitted line.
+
+    Args:
+        total_energy: eV; drift: slope of the fitted line, meV/atom/ps.
+    """
+    t, energy = np.asarray(time_fs, dtype=float), np.asarray(total_energy, dtype=float)
+    change = (energy - energy[0]) / n_atoms * 1000
+    ax = _axes()
+    x = _time_axis(ax, t)
+    _line(ax, x, change, BLUE)
+    line = change.mean() + drift * (t - t.mean()) / 1000
+    ax.plot(x[[0, -1]], line[[0, -1]], color=VERMILION, linestyle="--", label=f"fit: {_short(drift)} meV/atom/ps")
+    ax.set(ylabel="change of total energy (meV/atom)", title="Energy conservation")
+    ax.legend(loc="best")
+    return ax
+
+
+@_styled
+def relaxation(energies: ArrayLike, max_forces: ArrayLike, fmax: float) -> list[Axes]:
+    """Plot energy (eV, above the lowest) and largest force (eV/Å) per optimisation step, with the threshold ``fmax``."""
+    energies, forces = np.asarray(energies, dtype=float), np.asarray(max_forces, dtype=float)
+    left, right = _row(2, 4.0, 3.2)
+    marker = "." if len(energies) < 60 else None
+    above = energies - energies.min()
+    left.plot(above, color=BLUE, marker=marker)
+    left.set(xlabel="step", ylabel="energy above the lowest (eV)", title=f"Energy, lowest {energies.min():.4f} eV")
+    right.plot(forces, color=BLUE, marker=marker)
+    right.axhline(fmax, color=VERMILION, linestyle="--", label=f"threshold {fmax:g} eV/Å")
+    right.set(xlabel="step", ylabel="largest force (eV/Å)", title="Force", yscale="log")
+    _plain_log_ticks(right)
+    right.legend()
+    return [left, right]
+
+
+@_styled
+def equation_of_state(
+    volumes: ArrayLike,
+    energies: ArrayLike,
+    fit_volumes: ArrayLike,
+    fit_energies: ArrayLike,
+    *,
+    volume: float,
+    bulk_modulus: float,
+    n_atoms: int,
+) -> Axes:
+    """Plot energy against volume, both per atom, with the fitted curve and its minimum.
+
+    Args:
+        volumes, energies: of the whole structure, angstrom^3 and eV; fit_volumes, fit_energies: the fitted curve.
+        volume: at the minimum, angstrom^3; bulk_modulus: GPa; n_atoms: atoms in the structure.
+    """
+    v, e = np.asarray(volumes, dtype=float) / n_atoms, np.asarray(energies, dtype=float) / n_atoms
+    fit_e = np.asarray(fit_energies, dtype=float) / n_atoms
+    zero = fit_e.min()
+    ax = _axes()
+    label = f"$V_0$ = {volume / n_atoms:.3f} Å$^3$/atom\n$B_0$ = {bulk_modulus:.1f} GPa"
+    ax.plot(np.asarray(fit_volumes, dtype=float) / n_atoms, (fit_e - zero) * 1000, color=BLUE, label=label)
+    ax.plot(v, (e - zero) * 1000, "o", color=VERMILION, markersize=5)
+    ax.axvline(volume / n_atoms, color=GREY, linewidth=0.8, linestyle="--")
+    ax.set(xlabel="volume (Å$^3$/atom)", ylabel="energy above the minimum (meV/atom)", title="Equation of state")
+    ax.legend(loc="upper center", handlelength=0, frameon=True, framealpha=1.0, edgecolor="none")
+    return ax
