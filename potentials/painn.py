@@ -29,6 +29,14 @@ class PaiNNOptions(Options):
     cutoff_function: CutoffName = "polynomial"
 
 
+class Filters(nn.Linear):
+    """(W basis(r) + b) f(r), from f(r) basis(r) and f(r) side by side: nothing of the filters' size is multiplied elementwise."""
+
+    def forward(self, weighted: Tensor) -> Tensor:
+        """Map [E, basis + 1] to [E, 3C]."""
+        return weighted @ torch.cat([self.weight, self.bias.unsqueeze(1)], dim=1).t()
+
+
 class Message(nn.Module):
     """Equations 7 and 8: ds_i = sum_j phi_s(s_j) W_s; dv_i = sum_j v_j phi_vv(s_j) W_vv + phi_vs(s_j) W_vs r_ij / |r_ij|."""
 
@@ -73,7 +81,7 @@ class PaiNN(Representation):
         self.embedding = nn.Embedding(num_elements, c)
         self.basis = SineBasis(options.basis, cutoff)
         self.cutoff_function = make_cutoff(options.cutoff_function, cutoff)
-        self.filters = nn.ModuleList([nn.Linear(options.basis, 3 * c) for _ in range(options.layers)])
+        self.filters = nn.ModuleList([Filters(options.basis, 3 * c) for _ in range(options.layers)])
         self.messages = nn.ModuleList([Message(c) for _ in range(options.layers)])
         self.updates = nn.ModuleList([Update(c) for _ in range(options.layers)])
 
@@ -82,13 +90,11 @@ class PaiNN(Representation):
         sender, receiver = edge_index[0], edge_index[1]
         r = torch.sqrt(vectors.square().sum(dim=1))
         directions = vectors / r.unsqueeze(1)
-        # (basis @ W + b) f(r) with f folded into the factors: nothing of the filters' size is multiplied elementwise.
         weight = self.cutoff_function(r).unsqueeze(1)
         basis = torch.cat([self.basis(r) * weight, weight], dim=1)
         s, v = self.embedding(species), None
         for message, update, net in zip(self.messages, self.updates, self.filters, strict=True):
-            filters = basis @ torch.cat([net.weight.t(), net.bias.unsqueeze(0)])
-            ds, dv = message(s, v, sender, receiver, filters, directions)
+            ds, dv = message(s, v, sender, receiver, net(basis), directions)
             s, v = s + ds, dv if v is None else v + dv
             ds, dv = update(s, v)
             s, v = s + ds, v + dv

@@ -15,7 +15,8 @@ from ase.calculators.calculator import PropertyNotImplementedError, all_changes
 from ase.stress import full_3x3_to_voigt_6_stress
 from numpy.typing import NDArray
 
-from simkit.errors import ConfigError, DataError, DeviceError, GeometryError, SimkitError
+from simkit.device import resolve_device
+from simkit.errors import ConfigError, DataError, GeometryError, SimkitError
 from simkit.graph import AtomGraph
 from simkit.memory import keep_freed_memory
 from simkit.neighbors import NeighborList, SkinCache
@@ -253,29 +254,6 @@ class _Edges:
             return self.edge_index, self.shift
         kept = torch.from_numpy(np.flatnonzero(near))
         return self.edge_index.index_select(1, kept), None if self.shift is None else self.shift.index_select(0, kept)
-
-
-def resolve_device(name: str) -> torch.device:
-    """Return the device called ``name``.
-
-    Raises:
-        ConfigError: if it is neither a CPU nor a CUDA device.
-        DeviceError: if it is not there.
-    """
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ConfigError(f"unknown device {name!r}; expected cpu, cuda or cuda:N") from None
-    if device.type not in ("cpu", "cuda"):
-        raise ConfigError(f"device {name!r} is not supported; expected cpu, cuda or cuda:N")
-    if device.type == "cuda":
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if (device.index or 0) >= count:
-            raise DeviceError(
-                f"device {name!r} was asked for, but PyTorch {torch.__version__} finds {count or 'no'} CUDA devices; "
-                'use device="cpu", or install a CUDA build of PyTorch and a driver for it'
-            )
-    return device
 
 
 def _charge(atoms: Atoms) -> float:

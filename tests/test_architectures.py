@@ -136,7 +136,7 @@ def painn_in_loops(potential: Potential, graph: AtomGraph) -> tuple[Tensor, Tens
         for j, i, r_ij in edges:
             r = r_ij.norm()
             rbf = torch.stack([torch.sin(k * math.pi * r / rc) / r for k in range(1, potential.options["basis"] + 1)])
-            w = filters(rbf) * 0.5 * (torch.cos(math.pi * r / rc) + 1)
+            w = (filters.weight @ rbf + filters.bias) * 0.5 * (torch.cos(math.pi * r / rc) + 1)
             phi_s, phi_vs, phi_vv = (message.net(s[j]) * w).split(f)
             new_s[i] = new_s[i] + phi_s
             new_v[i] = new_v[i] + v[j] * phi_vv[:, None] + torch.outer(phi_vs, r_ij / r)

@@ -361,7 +361,7 @@ def test_unusable_arguments_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
 def test_a_missing_gpu_is_said_plainly() -> None:
-    with pytest.raises(DeviceError, match=r"no CUDA devices; use device=\"cpu\""):
+    with pytest.raises(DeviceError, match="no CUDA devices; use cpu"):
         simkit.Calculator(painn(), device="cuda")
 
 

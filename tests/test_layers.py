@@ -25,7 +25,7 @@ PROJECT = PYPROJECT["project"]
 
 # Imports point to an earlier row or stay on the same. A name stands for the module or the whole package.
 LAYERS = [
-    {"errors", "units", "files", "progress", "config", "plotting", "memory"},
+    {"errors", "units", "files", "progress", "config", "plotting", "memory", "device", "interrupt"},
     {"neighbors", "integrators", "kernels"},
     {"graph"},
     {"potential", "heads", "radial"},

@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import njit, prange, set_num_threads
 from numba import config as numba_config
+from numba import njit, prange, set_num_threads
 from torch import Tensor
 
 BLOCK = 64  # channels per task
@@ -220,7 +220,11 @@ def _backward(phi, v, w, u, sender, receiver, has_v, gs, gv, dphi, dv, dw, du): 
             _multiply_add(dphi[j, c1 : c1 + n], t, f)
             _multiply(dw[e, c1 : c1 + n], t, p)
             _multiply(t, p, f)
-            du[block, e, 0], du[block, e, 1], du[block, e, 2] = _inner(gx, t, zero), _inner(gy, t, zero), _inner(gz, t, zero)
+            du[block, e, 0], du[block, e, 1], du[block, e, 2] = (
+                _inner(gx, t, zero),
+                _inner(gy, t, zero),
+                _inner(gz, t, zero),
+            )
 
             if not has_v:
                 dw[e, c2 : c2 + n] = zero
@@ -263,7 +267,11 @@ def _second_backward(  # type: ignore[no-untyped-def]  # pragma: no cover
             _multiply(d, r, f)
             _multiply_add(d, p, h)
             _add_scaled(fx, fy, fz, d, u[e, 0], u[e, 1], u[e, 2])
-            du[block, e, 0], du[block, e, 1], du[block, e, 2] = _inner(gx, d, zero), _inner(gy, d, zero), _inner(gz, d, zero)
+            du[block, e, 0], du[block, e, 1], du[block, e, 2] = (
+                _inner(gx, d, zero),
+                _inner(gy, d, zero),
+                _inner(gz, d, zero),
+            )
             _combine(t, gx, gy, gz, hu[e, 0], hu[e, 1], hu[e, 2])
             _combine(d, gx, gy, gz, u[e, 0], u[e, 1], u[e, 2])
             _multiply_add(dphi[j, c1 : c1 + n], t, f)

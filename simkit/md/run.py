@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from simkit.config import parse_options
 from simkit.errors import ConfigError, GeometryError, OutputError, SimkitError
 from simkit.files import ensure_output_dir, write_json
+from simkit.interrupt import Interrupt
 from simkit.md.analysis import energy_drift
 from simkit.md.checkpoint import Checkpoint
 from simkit.md.ensembles import ENSEMBLES, draw_velocities, scale_velocities, temperature_of, thermal_directions
 from simkit.md.options import MDOptions
 from simkit.md.output import THERMO, TRAJECTORY, LiveLine, RunOutput, read_thermo, save_plots
 from simkit.md.system import Model, as_calculator, bare_copy, model_hash, structure_hash
-from simkit.training.checkpoint import Interrupt
 
 if TYPE_CHECKING:
     from ase import Atoms

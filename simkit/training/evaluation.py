@@ -1,0 +1,105 @@
+"""Predictions of a potential over a store, and their errors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from simkit.datasets.store import Store
+from simkit.graph import LABELS
+from simkit.potential import Potential
+from simkit.progress import track
+
+Metrics = dict[str, float]
+
+# Keeps the memory of a batch bounded, whatever the size of the structures.
+MAX_ATOMS = 4096
+
+
+def predict(
+    potential: Potential, store: Store, outputs: Sequence[str], batch_size: int = 100, description: str = "predicting"
+) -> dict[str, Tensor]:
+    """Return the outputs for every structure, in the store's order, as float64 on the CPU.
+
+    Args:
+        store: structures with neighbors for the potential's cutoff.
+        outputs: names of outputs of the potential.
+        batch_size: structures per batch; fewer where they are large.
+
+    Raises:
+        ConfigError: if the potential cannot give an output.
+        ElementError: if a structure holds an unknown element.
+    """
+    store = store.to(potential.device)
+    potential.check_elements(store.elements)
+    largest = int(store.n_atoms.max())
+    size = max(1, min(batch_size, MAX_ATOMS // largest))
+    parts: dict[str, list[Tensor]] = {name: [] for name in outputs}
+    for indices in track(torch.arange(len(store)).split(size), description):
+        with torch.no_grad():
+            result = potential(store.batch(indices), tuple(outputs))
+        for name in outputs:
+            parts[name].append(result[name].double().cpu())
+    return {name: torch.cat(values) for name, values in parts.items()}
+
+
+def labels_to_evaluate(potential: Potential, store: Store) -> tuple[str, ...]:
+    """Return the labels that the store has and the potential can give."""
+    return tuple(
+        name
+        for name in ("energy", "forces", "stress", "dipole", "charges")
+        if name in store.labels and name in potential.outputs
+    )
+
+
+def error_metrics(store: Store, predicted: dict[str, Tensor]) -> Metrics:
+    """Return MAE and RMSE of each predicted label, over components, in simkit's units.
+
+    Energy also per atom. Names: ``energy_mae`` (eV), ``energy_mae_per_atom``, ``forces_mae`` (eV/angstrom), ``stress_mae``
+    (eV/angstrom^3), and the same with ``rmse``.
+    """
+    metrics: Metrics = {}
+    for name, values in predicted.items():
+        error = values - store.labels[name].double().cpu()
+        metrics[f"{name}_mae"] = float(error.abs().mean())
+        metrics[f"{name}_rmse"] = float(error.square().mean().sqrt())
+        if name == "energy":
+            per_atom = error / store.n_atoms.cpu()
+            metrics["energy_mae_per_atom"] = float(per_atom.abs().mean())
+            metrics["energy_rmse_per_atom"] = float(per_atom.square().mean().sqrt())
+    return metrics
+
+
+def errors_per_element(store: Store, predicted: dict[str, Tensor]) -> dict[int, Metrics]:
+    """Return MAE and RMSE of the per-atom labels for each element."""
+    z = store.z.cpu()
+    table: dict[int, Metrics] = {element: {} for element in store.elements}
+    for name, values in predicted.items():
+        if LABELS[name].per != "atom":
+            continue
+        error = values - store.labels[name].double().cpu()
+        for element, metrics in table.items():
+            chosen = error[z == element]
+            metrics[f"{name}_mae"] = float(chosen.abs().mean())
+            metrics[f"{name}_rmse"] = float(chosen.square().mean().sqrt())
+    return {element: metrics for element, metrics in table.items() if metrics}
+
+
+def errors_per_group(store: Store, predicted: dict[str, Tensor]) -> dict[str, Metrics]:
+    """Return the error metrics of every group of structures; empty where the store knows no groups."""
+    if store.groups is None:
+        return {}
+    table = {}
+    for group in sorted(set(store.groups.tolist())):
+        frames = torch.from_numpy(store.groups == group).nonzero().squeeze(1)
+        atoms = (
+            (torch.repeat_interleave(torch.from_numpy(store.groups == group), store.n_atoms.cpu())).nonzero().squeeze(1)
+        )
+        part = {
+            name: values.index_select(0, frames if LABELS[name].per == "graph" else atoms)
+            for name, values in predicted.items()
+        }
+        table[str(group)] = {"count": float(len(frames)), **error_metrics(store.select(frames).to("cpu"), part)}
+    return table

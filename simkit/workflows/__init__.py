@@ -1,0 +1,1 @@
+"""The complete ways through simkit that the command line calls."""

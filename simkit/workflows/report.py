@@ -1,0 +1,239 @@
+"""What a training leaves to look at: metrics, plots, a short NVE run and a report in words."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from ase.data import chemical_symbols
+from torch import Tensor
+
+from simkit import plotting
+from simkit.calculator import Calculator
+from simkit.datasets.checks import unit_warnings
+from simkit.datasets.splits import Splits
+from simkit.datasets.store import Store
+from simkit.errors import SimkitError
+from simkit.files import write_json, write_text
+from simkit.graph import AtomGraph
+from simkit.md.run import run_md
+from simkit.potential import Potential
+from simkit.training.domain import extrapolation_warnings, graph_distances
+from simkit.training.evaluation import Metrics, error_metrics, errors_per_element, errors_per_group
+from simkit.training.fit import FitResult
+from simkit.training.recipe import Recipe
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+# A short run is enough to see an energy that is not conserved; long ones are the user's.
+NVE_STEPS, NVE_TIMESTEP, NVE_TEMPERATURE = 1000, 0.5, 300.0
+NVE_MAX_ATOMS = 200
+
+
+@dataclass(frozen=True)
+class NveCheck:
+    """A short NVE run of the trained model: drift in meV/atom/ps, seconds per step, and whatever went wrong."""
+
+    drift: float
+    picoseconds: float
+    seconds_per_step: float
+    atoms: int
+    warnings: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class TrainingReport:
+    """The outcome of a training: where it is, errors per part (see `error_metrics`), cost, energy drift and warnings."""
+
+    folder: Path
+    metrics: dict[str, Metrics]
+    seconds: float
+    epochs: int
+    parameters: int
+    drift: float | None
+    warnings: list[str]
+
+
+def write_report(
+    folder: Path,
+    recipe: Recipe,
+    potential: Potential,
+    parts: Mapping[str, Store],
+    predictions: Mapping[str, dict[str, Tensor]],
+    result: FitResult,
+    splits: Splits,
+    warnings: list[str],
+    origin: str,
+    duplicates: int | None,
+) -> TrainingReport:
+    """Write ``metrics.json``, ``learning_curve.png``, ``parity.png`` and ``report.md`` and return their content.
+
+    Args:
+        parts: name -> store; predictions: name -> output name -> values in the store's order.
+        warnings: what is already known to be doubtful.
+        origin: where the reference energies came from; duplicates: geometries in two parts, None where not looked for.
+    """
+    metrics = {name: error_metrics(parts[name], predicted) for name, predicted in predictions.items()}
+    judged = "test" if "test" in parts else "valid" if "valid" in parts else "train"
+    warnings = [*warnings, *(f"{name}: {text}" for name, store in parts.items() for text in unit_warnings(store))]
+    nve = nve_check(potential, parts[judged].to_atoms([0])[0], folder / "nve")
+    if nve is not None:
+        warnings += nve.warnings
+    report = TrainingReport(
+        folder=folder,
+        metrics=metrics,
+        seconds=result.seconds,
+        epochs=result.epochs,
+        parameters=potential.num_parameters,
+        drift=nve.drift if nve is not None else None,
+        warnings=warnings,
+    )
+    cost = {"train_seconds": result.seconds, "epochs": result.epochs, "parameters": potential.num_parameters}
+    write_json(folder / "metrics.json", {**{name: {**values, **cost} for name, values in metrics.items()}, **cost})
+    if result.rows:
+        plotting.save(plotting.learning_curve(result.rows)[0], folder / "learning_curve.png")
+    save_parity(parts[judged], predictions[judged], folder / "parity.png")
+    sections = [
+        _data_section(recipe, parts, splits, potential, origin, duplicates),
+        _error_section(metrics, parts[judged], predictions[judged], judged),
+        _model_section(recipe, potential, result, nve),
+        "## Warnings\n\n" + ("\n".join(f"- {text}" for text in warnings) or "None."),
+        "![learning curve](learning_curve.png)\n\n![parity](parity.png)",
+    ]
+    write_text(
+        folder / "report.md", f"# {recipe.model.name} on {parts['train'].name}\n\n" + "\n\n".join(sections) + "\n"
+    )
+    return report
+
+
+def save_parity(store: Store, predicted: Mapping[str, Tensor], path: Path) -> None:
+    """Save parity plots of everything that was predicted, side by side; energies per atom."""
+    panels = []
+    units = {"energy": "eV/atom", "forces": "eV/Å", "stress": "eV/Å³", "dipole": "e·Å", "charges": "e"}
+    for name, values in predicted.items():
+        reference = store.labels[name].double().cpu()
+        if name == "energy":
+            atoms = store.n_atoms.cpu()
+            reference, values = reference / atoms, values / atoms
+        panels.append((reference.numpy(), values.numpy(), units[name], name))
+    if panels:
+        plotting.save(plotting.parity_panels(panels)[0], path)
+
+
+def nve_check(potential: Potential, atoms: Atoms, folder: Path) -> NveCheck | None:
+    """Run a short NVE trajectory and look at its drift and at the distances it visits; None for structures too large or too small.
+
+    The run's own files are kept in ``folder``. A breakdown becomes a warning.
+    """
+    if not 2 <= len(atoms) <= NVE_MAX_ATOMS:
+        return None
+    shutil.rmtree(folder, ignore_errors=True)  # of an earlier report of the same training
+    calculator = Calculator(potential, dtype="float64")
+    try:
+        run = run_md(
+            calculator, atoms, out=folder, steps=NVE_STEPS, temperature=NVE_TEMPERATURE, timestep=NVE_TIMESTEP, seed=0
+        )
+    except SimkitError as error:
+        return NveCheck(math.nan, 0.0, math.nan, len(atoms), [f"the short NVE run broke down: {error}"])
+    distances = graph_distances(AtomGraph.from_ase(run.atoms, potential.cutoff))
+    messages = extrapolation_warnings(potential.info.get("domain", {}), distances, "last frame of the NVE run")
+    drift = run.drift if run.drift is not None else math.nan
+    return NveCheck(drift, NVE_STEPS * NVE_TIMESTEP / 1000, run.seconds / max(run.steps, 1), len(atoms), messages)
+
+
+def format_metrics(metrics: Metrics) -> list[tuple[str, str, str]]:
+    """Return rows (quantity, MAE, RMSE) in the units that the literature uses: meV, meV/Å, ..."""
+    units = {
+        "energy": ("energy", "meV"),
+        "forces": ("forces", "meV/Å"),
+        "stress": ("stress", "meV/Å³"),
+        "dipole": ("dipole", "me·Å"),
+        "charges": ("charges", "me"),
+    }
+    rows = []
+    for name, (title, unit) in units.items():
+        for suffix, per in (("", ""), ("_per_atom", "/atom")):
+            if f"{name}_mae{suffix}" in metrics:
+                mae, rmse = metrics[f"{name}_mae{suffix}"], metrics[f"{name}_rmse{suffix}"]
+                rows.append(
+                    (
+                        f"{title}{' per atom' if suffix else ''}",
+                        f"{1000 * mae:.4g} {unit}{per}",
+                        f"{1000 * rmse:.4g} {unit}{per}",
+                    )
+                )
+    return rows
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+
+
+def _data_section(
+    recipe: Recipe,
+    parts: Mapping[str, Store],
+    splits: Splits,
+    potential: Potential,
+    origin: str,
+    duplicates: int | None,
+) -> str:
+    info = potential.info
+    checked = "not looked for (too many structures)" if duplicates is None else str(duplicates)
+    counts = ", ".join(f"{name} {len(store)}" for name, store in parts.items())
+    lines = [
+        f"- source: {recipe.data.name} {recipe.data.options}",
+        f"- level of theory: {info.get('level_of_theory') or 'not stated'}",
+        f"- structures: {counts}; split {recipe.split.method}, seed {recipe.split.seed}",
+        f"- data hash {info['data_hash'][:16]}, split hash {splits.hash[:16]}",
+        f"- geometries in two parts of the split: {checked}",
+        f"- reference energies: {origin}: "
+        + ", ".join(
+            f"{chemical_symbols[z]} {e:.4f} eV"
+            for z, e in zip(potential.elements, potential.reference.tolist(), strict=True)
+        ),
+    ]
+    return "## Data\n\n" + "\n".join(lines) + "\n\n```\n" + parts["train"].describe() + "\n```"
+
+
+def _error_section(metrics: Mapping[str, Metrics], store: Store, predicted: dict[str, Tensor], judged: str) -> str:
+    rows = [[name, *row] for name, values in metrics.items() for row in format_metrics(values)]
+    text = "## Errors\n\n" + _table(["part", "quantity", "MAE", "RMSE"], rows)
+    # An error means something only beside the spread of what is predicted.
+    spreads = []
+    for name in predicted:
+        values = store.labels[name].double().cpu()
+        spreads.append(f"{name} {1000 * float((values - values.mean(dim=0)).square().mean().sqrt()):.4g}")
+    text += f"\n\nSpread (standard deviation) of the {judged} labels, in the same units: {', '.join(spreads)}."
+    elements = errors_per_element(store, predicted)
+    if elements:
+        rows = [[chemical_symbols[z], *row] for z, values in elements.items() for row in format_metrics(values)]
+        text += f"\n\nPer element ({judged}):\n\n" + _table(["element", "quantity", "MAE", "RMSE"], rows)
+    groups = errors_per_group(store, predicted)
+    if groups:
+        rows = [
+            [group, f"{values['count']:.0f}", *row]
+            for group, values in groups.items()
+            for row in format_metrics(values)
+        ]
+        text += f"\n\nPer group ({judged}):\n\n" + _table(["group", "structures", "quantity", "MAE", "RMSE"], rows)
+    return text
+
+
+def _model_section(recipe: Recipe, potential: Potential, result: FitResult, nve: NveCheck | None) -> str:
+    size = f"cutoff {potential.cutoff} Å, {potential.num_parameters:,} parameters, options {potential.options}"
+    place = f"{torch.get_num_threads()} threads, device {recipe.training.device}"
+    lines = [
+        f"- {recipe.model.name}, {size}",
+        f"- {result.epochs} epochs in {result.seconds:.0f} s ({place}); best epoch {result.best_epoch}",
+    ]
+    if nve is not None:
+        run = f"NVE run of {nve.picoseconds:.2g} ps at {NVE_TEMPERATURE:.0f} K, {nve.atoms} atoms, float64"
+        lines.append(f"- {run}: drift {nve.drift:.3g} meV/atom/ps, {1e3 * nve.seconds_per_step:.2f} ms per step")
+    return "## Model and speed\n\n" + "\n".join(lines)

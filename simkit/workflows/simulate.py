@@ -1,0 +1,163 @@
+"""Dynamics, relaxation and equation of state with a model file: `simkit md`, `simkit relax` and `simkit eos`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from simkit import plotting
+from simkit.errors import OutputError, SimkitError
+from simkit.files import ensure_output_dir, write_json, write_text
+from simkit.md.eos import equation_of_state
+from simkit.md.output import TRAJECTORY
+from simkit.md.relax import STRUCTURE, relax
+from simkit.md.run import MDResult, run_md
+from simkit.workflows.predict import visited_warnings
+from simkit.workflows.structures import open_calculator, read_structure, read_structures
+
+PathLike = str | os.PathLike[str]
+Echo = Callable[[str], None]
+
+CHECKED_FRAMES = 50
+"""Frames of a trajectory whose distances are compared with the training data."""
+
+
+def simulate(
+    model: PathLike,
+    structure: PathLike,
+    *,
+    out: PathLike,
+    steps: int,
+    ensemble: str,
+    temperature: float | None,
+    timestep: float,
+    friction: float,
+    seed: int,
+    interval: int,
+    restart: bool,
+    device: str,
+    dtype: str | None,
+    skin: float,
+    echo: Echo,
+) -> MDResult:
+    """Run molecular dynamics and tell how it went; see `simkit.md.run.run_md` and `open_calculator`."""
+    calculator = open_calculator(model, device, dtype, skin)
+    atoms = read_structure(structure)
+    result = run_md(
+        calculator,
+        atoms,
+        out=out,
+        steps=steps,
+        ensemble=ensemble,
+        temperature=temperature,
+        timestep=timestep,
+        friction=friction,
+        seed=seed,
+        interval=interval,
+        restart=restart,
+    )
+    echo(summary(result))
+    frames = read_structures(result.folder / TRAJECTORY)
+    chosen = np.unique(np.linspace(0, len(frames) - 1, CHECKED_FRAMES).astype(int))
+    for message in visited_warnings(calculator.potential, [frames[k] for k in chosen], "trajectory"):
+        echo(f"warning: {message}")
+    return result
+
+
+def summary(result: MDResult) -> str:
+    """Return what a run was and where its files are."""
+    temperature = result.thermo["temperature_K"]
+    time_ps = float(result.thermo["time_fs"][-1]) / 1000
+    lines = [
+        f"{len(result.atoms)} atoms, {time_ps:g} ps in all; {result.steps} steps now in {result.seconds:.1f} s"
+        + (f" ({1000 * result.seconds / result.steps:.2f} ms per step)" if result.steps else ""),
+        f"temperature: mean {temperature.mean():.0f} K, standard deviation {temperature.std():.0f} K",
+    ]
+    if result.drift is not None:
+        lines.append(f"drift of the total energy: {result.drift:.3g} meV/atom/ps")
+    lines.append(f"trajectory, thermo.csv and plots: {result.folder}")
+    return "\n".join(lines)
+
+
+def relax_structure(
+    model: PathLike,
+    structure: PathLike,
+    *,
+    out: PathLike,
+    fmax: float,
+    steps: int,
+    optimizer: str,
+    cell: bool,
+    device: str,
+    dtype: str | None,
+    echo: Echo,
+) -> None:
+    """Relax a structure and tell how it went; see `simkit.md.relax.relax`.
+
+    Raises:
+        SimkitError: also if it did not converge; all files are written then, too.
+    """
+    calculator = open_calculator(model, device, dtype)
+    result = relax(
+        calculator, read_structure(structure), out=out, fmax=fmax, steps=steps, optimizer=optimizer, cell=cell
+    )
+    taken, force = len(result.energies) - 1, result.max_forces[-1]
+    path = result.folder / STRUCTURE
+    for message in visited_warnings(calculator.potential, [result.atoms], "relaxed structure"):
+        echo(f"warning: {message}")
+    if not result.converged:
+        raise SimkitError(
+            f"not converged: the largest force is {force:.3g} eV/angstrom after {taken} steps, asked for was {fmax:g}; the last "
+            f"structure is in {path}: go on from it in a new folder, or allow more with --steps"
+        )
+    change = result.energies[-1] - result.energies[0]
+    echo(f"converged in {taken} steps: largest force {force:.3g} eV/angstrom")
+    echo(f"energy {result.energies[-1]:.6f} eV, {change:+.6f} eV from the start")
+    echo(f"relaxed structure: {path}")
+
+
+def fit_equation_of_state(
+    model: PathLike,
+    structure: PathLike,
+    *,
+    out: PathLike,
+    strain: float,
+    points: int,
+    device: str,
+    dtype: str | None,
+    echo: Echo,
+) -> None:
+    """Fit an equation of state, write ``eos.csv``, ``eos.json`` and ``eos.png``; see `simkit.md.eos.equation_of_state`.
+
+    Raises:
+        OutputError: if the folder cannot be written or holds such files already.
+    """
+    folder = ensure_output_dir(out)
+    if (folder / "eos.json").exists():
+        raise OutputError(f"{folder} holds an equation of state already (eos.json); choose another folder")
+    calculator = open_calculator(model, device, dtype)
+    atoms = read_structure(structure)
+    result = equation_of_state(calculator, atoms, strain=strain, points=points)
+    rows = [f"{v!r},{e!r}" for v, e in zip(result.volumes.tolist(), result.energies.tolist(), strict=True)]
+    write_text(folder / "eos.csv", "\n".join(["volume_angstrom3,energy_eV", *rows]) + "\n")
+    axes = plotting.equation_of_state(
+        result.volumes,
+        result.energies,
+        result.fit_volumes,
+        result.fit_energies,
+        volume=result.volume,
+        bulk_modulus=result.bulk_modulus,
+        n_atoms=len(atoms),
+    )
+    plotting.save(axes, folder / "eos.png")
+    values = {"volume_angstrom3": result.volume, "energy_eV": result.energy, "bulk_modulus_GPa": result.bulk_modulus}
+    write_json(folder / "eos.json", {"model": os.fspath(model), "atoms": len(atoms), **values})
+    for message in visited_warnings(calculator.potential, [atoms], "structure"):
+        echo(f"warning: {message}")
+    n = len(atoms)
+    echo(f"equilibrium volume {result.volume / n:.4f} angstrom^3/atom, energy {result.energy / n:.6f} eV/atom")
+    echo(f"bulk modulus {result.bulk_modulus:.2f} GPa")
+    echo(f"table and plot: {Path(folder)}")
