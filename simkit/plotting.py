@@ -153,7 +153,8 @@ def parity(reference: ArrayLike, predicted: ArrayLike, unit: str, label: str, ax
         points = ax.scatter(
             x[order], y[order], c=density[order], s=3, norm="log", cmap="viridis", linewidths=0, rasterized=True
         )
-        bar = ax.figure.colorbar(points, ax=ax, shrink=0.75, aspect=25, pad=0.02)
+        bar = ax.figure.colorbar(points, ax=ax, shrink=0.75, aspect=25, pad=0.02, format="%g")
+        bar.minorticks_off()
         bar.set_label("points per bin", fontsize=9)
         bar.outline.set_visible(False)
     else:
@@ -173,6 +174,7 @@ def parity(reference: ArrayLike, predicted: ArrayLike, unit: str, label: str, ax
     return ax
 
 
+@_styled
 def parity_panels(panels: Sequence[tuple[ArrayLike, ArrayLike, str, str]]) -> list[Axes]:
     """Plot several parities side by side; each panel is the four arguments of `parity`."""
     row = _row(len(panels), 4.6, 4.2)

@@ -114,3 +114,11 @@ def test_time_axis_turns_to_picoseconds() -> None:
 )
 def test_numbers_are_short(value: float, text: str) -> None:
     assert plotting._short(value) == text
+
+
+def test_parity_panels_stand_side_by_side():
+    x = np.linspace(-1.0, 1.0, 50)
+    panels = plotting.parity_panels([(x, x + 0.1, "eV", "energy"), (x, x, "eV/Å", "forces")])
+    assert [ax.get_xlabel() for ax in panels] == ["reference energy (eV)", "reference forces (eV/Å)"]
+    assert panels[0].figure is panels[1].figure
+    assert panels[0].texts[0].get_text().startswith("MAE 100")
