@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import sys
 import warnings
 from collections.abc import Mapping
@@ -38,14 +37,14 @@ class Signalling(PotentialObjective):
 
 def train(job: dict) -> None:
     """Train as ``job`` says and write weights and log; a signal to itself ends it as it would end any training."""
-    stores = [Store.load(job[name]).with_neighbors(4.0) for name in ("train", "valid")]
+    given, valid = (Store.load(job[name]).with_neighbors(4.0) for name in ("train", "valid"))
     model = potentials.build("painn", cutoff=4.0, elements=[10, 18], **job["model"])
     terms = {name: LossTerm(**term) for name, term in job["loss"].items()}
     objective = Signalling(terms, job.get("signal_step", -1), job.get("signal", 0))
     rank = int(os.environ.get("RANK", "0"))
     options = TrainingOptions(**job["options"] | job.get("options_of_ranks", [{}, {}])[rank])
     try:
-        result = fit(model, objective, *stores, options, job["out"], resume=job.get("resume", False))
+        result = fit(model, objective, given, valid, options, job["out"], resume=job.get("resume", False))
     except KeyboardInterrupt:
         return
     if rank == job.get("write_rank", 0):

@@ -25,7 +25,9 @@ def make_store(names: Sequence[str] = NAMES, groups: bool = True) -> Store:
     rng = np.random.default_rng(17)
     ptr = np.concatenate([[0], np.cumsum(SIZES)])
     place = np.concatenate([np.arange(n) for n in SIZES])[:, None] * [1.2, 0.4, 0.1] + rng.normal(0, 0.1, (ptr[-1], 3))
-    labels = {n: rng.normal(size=(len(SIZES) if LABELS[n].per == "graph" else ptr[-1], *LABELS[n].shape)) for n in names}
+    labels = {
+        n: rng.normal(size=(len(SIZES) if LABELS[n].per == "graph" else ptr[-1], *LABELS[n].shape)) for n in names
+    }
     kinds = np.array(["b", "a", "b", "c", "a", "b", "a"]) if groups else None
     return Store(rng.choice([1, 6, 8], ptr[-1]), place, ptr, labels, groups=kinds).with_neighbors(3.0)
 
@@ -33,7 +35,14 @@ def make_store(names: Sequence[str] = NAMES, groups: bool = True) -> Store:
 @pytest.fixture(scope="module")
 def potential() -> Potential:
     return potentials.build(
-        "painn", cutoff=3.0, elements=[1, 6, 8], outputs=("energy", "dipole"), channels=4, layers=1, basis=3, dtype="float64"
+        "painn",
+        cutoff=3.0,
+        elements=[1, 6, 8],
+        outputs=("energy", "dipole"),
+        channels=4,
+        layers=1,
+        basis=3,
+        dtype="float64",
     )
 
 
@@ -111,7 +120,10 @@ def test_metrics(predicted: dict[str, Tensor]) -> None:
         expected[f"{name}_mae"], expected[f"{name}_rmse"] = np.mean(np.abs(error)), np.sqrt(np.mean(error**2))
         if name == "energy":
             error = error / np.array(SIZES)
-            expected |= {"energy_mae_per_atom": np.mean(np.abs(error)), "energy_rmse_per_atom": np.sqrt(np.mean(error**2))}
+            expected |= {
+                "energy_mae_per_atom": np.mean(np.abs(error)),
+                "energy_rmse_per_atom": np.sqrt(np.mean(error**2)),
+            }
     assert found == pytest.approx(expected, rel=1e-12)
     assert all(type(value) is float for value in found.values())  # for JSON
 
@@ -140,6 +152,8 @@ def test_errors_per_group(predicted: dict[str, Tensor]) -> None:
         energy = (predicted["energy"].numpy() - store.labels["energy"].numpy())[chosen]
         forces = (predicted["forces"].numpy() - store.labels["forces"].numpy())[atoms]
         assert metrics["energy_mae"] == pytest.approx(np.mean(np.abs(energy)), rel=1e-12)
-        assert metrics["energy_mae_per_atom"] == pytest.approx(np.mean(np.abs(energy) / np.array(SIZES)[chosen]), rel=1e-12)
+        assert metrics["energy_mae_per_atom"] == pytest.approx(
+            np.mean(np.abs(energy) / np.array(SIZES)[chosen]), rel=1e-12
+        )
         assert metrics["forces_rmse"] == pytest.approx(np.sqrt(np.mean(forces**2)), rel=1e-12)
     assert errors_per_group(make_store(groups=False), predicted) == {}

@@ -26,7 +26,9 @@ def make_store(weighted: bool = False, periodic: bool = False) -> Store:
     rng = np.random.default_rng(5)
     ptr = np.concatenate([[0], np.cumsum(SIZES)])
     atoms, frames = ptr[-1], len(SIZES)
-    labels = {name: rng.normal(size=(frames if LABELS[name].per == "graph" else atoms, *LABELS[name].shape)) for name in NAMES}
+    labels = {
+        name: rng.normal(size=(frames if LABELS[name].per == "graph" else atoms, *LABELS[name].shape)) for name in NAMES
+    }
     if weighted:
         labels["weight"] = rng.uniform(0.2, 3.0, frames)
     if periodic:
@@ -55,7 +57,8 @@ def penalty(kind: str, delta: float) -> Callable[[np.ndarray], np.ndarray]:
     def huber(e: np.ndarray) -> np.ndarray:
         return np.where(np.abs(e) < delta, 0.5 * e**2, delta * (np.abs(e) - 0.5 * delta))
 
-    return {"mse": np.square, "mae": np.abs, "huber": huber}[kind]
+    kinds: dict[str, Callable[[np.ndarray], np.ndarray]] = {"mse": np.square, "mae": np.abs, "huber": huber}
+    return kinds[kind]
 
 
 @pytest.mark.parametrize("weighted", [False, True])
@@ -122,7 +125,14 @@ def test_shards_add_up_to_the_batch(owner: list[int], weighted: bool, kind: str)
     """However the structures are shared between processes: losses, error sums and gradients."""
     store = make_store(weighted)
     model = potentials.build(
-        "painn", cutoff=4.0, elements=[1, 8], channels=4, layers=1, basis=3, dtype="float64", outputs=("energy", "dipole")
+        "painn",
+        cutoff=4.0,
+        elements=[1, 8],
+        channels=4,
+        layers=1,
+        basis=3,
+        dtype="float64",
+        outputs=("energy", "dipole"),
     )
     objective = PotentialObjective(
         {name: LossTerm(kind=kind, delta=0.1, per_atom=name == "energy") for name in ("energy", "forces", "dipole")}

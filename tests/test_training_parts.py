@@ -14,8 +14,8 @@ from torch import nn
 from simkit import potentials
 from simkit.datasets.store import Store
 from simkit.errors import ConfigError, DeviceError, ElementError, LabelError
-from simkit.potential import Potential
 from simkit.interrupt import Interrupt
+from simkit.potential import Potential
 from simkit.training.distributed import resolve_device, sum_over_processes
 from simkit.training.log import TrainingLog
 from simkit.training.options import TrainingOptions
@@ -176,7 +176,9 @@ def test_references_scale_and_shift() -> None:
 def test_the_scale_without_forces_is_the_spread_of_the_energy_per_atom() -> None:
     store, potential = compositions(noise=0.3, forces=False), painn()
     set_reference_energies(potential, store, TRUE)
-    residual = (store.labels["energy"].numpy() - store.composition().numpy() @ np.array(list(TRUE.values()))) / store.n_atoms.numpy()
+    residual = (
+        store.labels["energy"].numpy() - store.composition().numpy() @ np.array(list(TRUE.values()))
+    ) / store.n_atoms.numpy()
     assert float(potential.scale) == pytest.approx(np.std(residual, ddof=1))
     assert float(potential.shift) == pytest.approx(np.mean(residual), abs=1e-9)
 

@@ -346,12 +346,11 @@ def _trainable(model: nn.Module, precision: str) -> list[nn.Parameter]:
     parameters = [p for p in model.parameters() if p.requires_grad]
     if not parameters:
         raise ConfigError("the model has no trainable parameters; choose an architecture that has, such as painn")
-    expected = torch.float64 if precision == "float64" else torch.float32
-    other = {str(p.dtype).removeprefix("torch.") for p in parameters if p.dtype != expected}
-    if other:
+    expected = "float64" if precision == "float64" else "float32"
+    found = sorted({str(p.dtype).removeprefix("torch.") for p in parameters})
+    if found != [expected]:
         raise ConfigError(
-            f"precision {precision} trains weights of {str(expected).removeprefix('torch.')}, but the model's are {', '.join(sorted(other))}; "
-            "change the precision or cast the model"
+            f"precision {precision} trains {expected} weights, but those of the model are {' and '.join(found)}; change one of them"
         )
     return parameters
 

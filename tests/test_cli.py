@@ -1,0 +1,446 @@
+"""The command line: what the user types, sees and gets as exit status, above all when something is wrong."""
+
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.build import bulk, molecule
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.io import read, write
+from typer.testing import CliRunner
+
+import simkit
+from simkit import cli, potentials
+from simkit.units import HARTREE
+
+COMMANDS = [
+    "train",
+    "evaluate",
+    "predict",
+    "info",
+    "md",
+    "relax",
+    "eos",
+    "label",
+    "sample",
+    "models",
+    "quickstart",
+]
+TINY = ["--set", "model.channels=8", "--set", "model.layers=1", "--set", "training.epochs=1"]
+
+
+def run(*arguments: object) -> tuple[int, str, str]:
+    """Exit status, stdout and stderr of a command; an exception that a user would see as a traceback fails the test."""
+    result = CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.stdout, result.stderr
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "model.safetensors"
+    potentials.build("painn", cutoff=4.0, elements=[1, 6, 8], channels=8, layers=1).save(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def argon_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("argon") / "argon.safetensors"
+    potentials.build("lennard_jones", cutoff=8.0, elements=[18]).save(path)
+    return path
+
+
+def frames(count: int = 4) -> list[Atoms]:
+    """Ethanol with energies (near the true total energy, eV) and forces."""
+    made = []
+    rng = np.random.default_rng(0)
+    for _ in range(count):
+        atoms = molecule("CH3CH2OH")
+        atoms.positions += rng.normal(scale=0.02, size=(9, 3))
+        energy, forces = -4217.0 + rng.normal(scale=0.1), rng.normal(scale=0.5, size=(9, 3))
+        atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=forces)
+        made.append(atoms)
+    return made
+
+
+# ------------------------------------------------------------------------------------------------------------ the shell
+
+
+def test_help_does_not_wait_for_heavy_libraries() -> None:
+    code = "import simkit.cli, sys; print(*{'torch', 'ase', 'numpy', 'pydantic', 'matplotlib'} & set(sys.modules))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stderr
+    assert not result.stdout.strip()
+
+
+def test_help_and_version() -> None:
+    status, text, _ = run("--help")
+    assert status == 0
+    assert all(command in text for command in COMMANDS)
+    assert run("--version") == (0, f"simkit {simkit.__version__}\n", "")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command: str) -> None:
+    status, text, _ = run(command, "--help")
+    assert status == 0
+    assert "Usage" in text
+
+
+def test_the_process_exits_with_one_line_and_no_traceback(tmp_path: Path) -> None:
+    """As a process of its own: also nothing that torch or lightning would write on the user's terminal."""
+    command = [sys.executable, "-c", "from simkit.cli import main; main()", "info", str(tmp_path / "no.safetensors")]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 1
+    assert result.stdout == ""
+    assert (
+        result.stderr
+        == f"error: no model file at {tmp_path / 'no.safetensors'}; expected a .safetensors file written by simkit\n"
+    )
+
+
+def test_an_unexpected_exception_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(path: str) -> str:
+        raise RuntimeError("a mistake in simkit")
+
+    monkeypatch.setattr("simkit.workflows.info.describe_file", broken)
+    with pytest.raises(RuntimeError, match="a mistake in simkit"):
+        run("info", "embedded")
+
+
+@pytest.mark.parametrize(
+    ("command", "target", "hint"),
+    [
+        (["train", "--out", "x"], "simkit.workflows.shell.train_model", "--resume"),
+        (["md", "m", "s", "--out", "x"], "simkit.workflows.simulate.simulate", "--restart"),
+        (["info", "m"], "simkit.workflows.info.describe_file", ""),
+    ],
+)
+def test_an_interruption_says_how_to_continue(
+    command: list[str], target: str, hint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(target, interrupted)
+    status, _, message = run(*command)
+    assert status == 130
+    assert message.startswith("interrupted")
+    assert hint in message
+    assert message.count("\n") == 1
+
+
+# --------------------------------------------------------------------------------------------------------- broken input
+
+Case = Callable[[Path, Path], tuple[list[object], list[str]]]
+"""Folder and model file -> what is typed, and what the line on stderr must say."""
+
+
+def missing_label(folder: Path, model: Path) -> tuple[list[object], list[str]]:
+    given = frames()
+    given[2].calc = SinglePointCalculator(given[2], energy=-4217.0)
+    write(folder / "frames.xyz", given)
+    return ["train", "--data", folder / "frames.xyz", "--out", folder / "out"], ["forces", "frame 2 of", "frames.xyz"]
+
+
+def nan_label(folder: Path, model: Path) -> tuple[list[object], list[str]]:
+    given = frames()
+    given[1].calc.results["forces"][3, 0] = math.nan
+    write(folder / "frames.xyz", given)
+    return ["train", "--data", folder / "frames.xyz", "--out", folder / "out"], ["forces", "frame 1 of", "not finite"]
+
+
+def truncated_model(folder: Path, model: Path) -> tuple[list[object], list[str]]:
+    (folder / "cut.safetensors").write_bytes(model.read_bytes()[:-500])
+    return ["info", folder / "cut.safetensors"], ["cut.safetensors", "truncated", "copy or download"]
+
+
+def pickled_model(folder: Path, model: Path) -> tuple[list[object], list[str]]:
+    torch.save({"weights": torch.zeros(3)}, folder / "model.pt")
+    write(folder / "in.xyz", molecule("CH4"))
+    return ["predict", folder / "model.pt", folder / "in.xyz", "-o", folder / "o.xyz"], ["pickled", "does not read"]
+
+
+def pickle_called_safetensors(folder: Path, model: Path) -> tuple[list[object], list[str]]:
+    torch.save({"weights": torch.zeros(3)}, folder / "evil.safetensors")
+    return ["info", folder / "evil.safetensors"], ["pickled", "does not read"]
+
+
+def unknown_section(folder: Path, model: Path) -> tuple[list[object], list[str]]:
+    (folder / "recipe.yaml").write_text("data: {name: embedded}\ntrainig: {epochs: 3}\n")
+    return ["train", folder / "recipe.yaml", "--out", folder / "out"], ["recipe.yaml", "'trainig'", "'training'"]
+
+
+def unknown_recipe_key(folder: Path, model: Path) -> tuple[list[object], list[str]]:
+    command = ["train", "--data", "embedded", "--set", "training.epoch=3", "--out", folder / "out"]
+    return command, ["'training.epoch'", "did you mean 'epochs'"]
+
+
+def unknown_model_option(folder: Path, model: Path) -> tuple[list[object], list[str]]:
+    command = ["train", "--data", "embedded", "--set", "model.chanels=8", "--out", folder / "out"]
+    return command, ["'chanels'", "did you mean 'channels'"]
+
+
+def unknown_architecture(folder: Path, model: Path) -> tuple[list[object], list[str]]:
+    command = ["train", "--data", "embedded", "--model", "pain", "--out", folder / "out"]
+    return command, ["'pain'", "did you mean 'painn'"]
+
+
+def unknown_element(folder: Path, model: Path) -> tuple[list[object], list[str]]:
+    write(folder / "silicon.xyz", bulk("Si"))
+    return ["predict", model, folder / "silicon.xyz", "-o", folder / "o.xyz"], ["H, C, O", "Si"]
+
+
+def empty_data(folder: Path, model: Path) -> tuple[list[object], list[str]]:
+    (folder / "empty.xyz").touch()
+    return ["train", "--data", folder / "empty.xyz", "--out", folder / "out"], ["empty.xyz", "no structure"]
+
+
+def empty_folder(folder: Path, model: Path) -> tuple[list[object], list[str]]:
+    (folder / "frames").mkdir()
+    return ["train", "--data", folder / "frames", "--out", folder / "out"], ["frames holds no file"]
+
+
+def missing_data(folder: Path, model: Path) -> tuple[list[object], list[str]]:
+    return ["train", "--data", "embeded", "--out", folder / "out"], ["'embeded'", "did you mean 'embedded'"]
+
+
+def missing_structure(folder: Path, model: Path) -> tuple[list[object], list[str]]:
+    return ["relax", model, folder / "no.xyz", "--out", folder / "out"], ["there is no file", "no.xyz"]
+
+
+def several_structures(folder: Path, model: Path) -> tuple[list[object], list[str]]:
+    write(folder / "in.xyz", frames())
+    return ["md", model, folder / "in.xyz", "--out", folder / "out"], ["4 structures", "in.xyz@0"]
+
+
+def unwritable_folder(folder: Path, model: Path) -> tuple[list[object], list[str]]:
+    (folder / "file").touch()
+    return ["train", "--data", "embedded", "--out", folder / "file" / "out"], ["cannot write", "choose another"]
+
+
+def unwritable_file(folder: Path, model: Path) -> tuple[list[object], list[str]]:
+    write(folder / "in.xyz", molecule("CH4"))
+    return ["predict", model, folder / "in.xyz", "-o", folder / "no" / "o.xyz"], ["cannot write", "no folder"]
+
+
+def existing_output(folder: Path, model: Path) -> tuple[list[object], list[str]]:
+    write(folder / "in.xyz", molecule("CH4"))
+    return ["predict", model, folder / "in.xyz", "-o", folder / "in.xyz"], ["in.xyz exists", "--overwrite"]
+
+
+def nothing_to_compare(folder: Path, model: Path) -> tuple[list[object], list[str]]:
+    write(folder / "in.xyz", molecule("CH4"))
+    return ["evaluate", model, folder / "in.xyz"], ["nothing to compare", "in.xyz"]
+
+
+def unknown_method(folder: Path, model: Path) -> tuple[list[object], list[str]]:
+    write(folder / "in.xyz", molecule("CH4"))
+    return ["label", folder / "in.xyz", "--method", "gfn7", "-o", folder / "o.xyz"], ["'gfn7'", "gfn2-xtb"]
+
+
+BROKEN: list[Case] = [
+    missing_label,
+    nan_label,
+    truncated_model,
+    pickled_model,
+    pickle_called_safetensors,
+    unknown_section,
+    unknown_recipe_key,
+    unknown_model_option,
+    unknown_architecture,
+    unknown_element,
+    empty_data,
+    empty_folder,
+    missing_data,
+    missing_structure,
+    several_structures,
+    unwritable_folder,
+    unwritable_file,
+    existing_output,
+    nothing_to_compare,
+    unknown_method,
+]
+
+
+@pytest.mark.parametrize("case", BROKEN, ids=lambda case: case.__name__)
+def test_broken_input_is_one_line(case: Case, tmp_path: Path, model: Path) -> None:
+    command, expected = case(tmp_path, model)
+    before = sorted(path for path in tmp_path.rglob("*") if path.suffix == ".xyz")
+    status, output, message = run(*command)
+    assert status == 1
+    assert message.startswith("error: ")
+    assert message.count("\n") == 1, message
+    assert "Traceback" not in output + message
+    for part in expected:
+        assert part in message, message
+    assert sorted(path for path in tmp_path.rglob("*") if path.suffix == ".xyz") == before, "an output was left behind"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["predict", "MODEL", "IN", "-o", "OUT.xyz", "--device", "cuda"],
+        ["evaluate", "MODEL", "embedded:test", "--device", "cuda"],
+        ["md", "MODEL", "IN", "--out", "OUT", "--device", "cuda:1"],
+        ["train", "--data", "embedded", "--set", "training.device=cuda", *TINY, "--out", "OUT"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_a_gpu_that_is_not_there(command: list[str], tmp_path: Path, model: Path) -> None:
+    write(tmp_path / "in.xyz", molecule("CH4"))
+    names = {"MODEL": model, "IN": tmp_path / "in.xyz", "OUT": tmp_path / "out", "OUT.xyz": tmp_path / "out.xyz"}
+    status, _, message = run(*(names.get(word, word) for word in command))
+    assert status == 1
+    assert message.startswith("error: ")
+    assert message.count("\n") == 1
+    assert "CUDA" in message
+    assert "cpu" in message
+    assert not (tmp_path / "out.xyz").exists()
+
+
+def test_wrong_unit_is_warned_of_with_the_likely_cause(tmp_path: Path, model: Path) -> None:
+    given = frames()
+    for atoms in given:
+        atoms.calc.results["energy"] /= HARTREE
+    write(tmp_path / "hartree.xyz", given)
+    for command in (["info", tmp_path / "hartree.xyz"], ["evaluate", model, tmp_path / "hartree.xyz"]):
+        status, text, _ = run(*command)
+        assert status == 0
+        warning = next(line for line in text.splitlines() if "warning" in line.lower())
+        assert "eV per atom" in warning
+        assert "hartree; give energy_unit='hartree'" in warning
+    status, text, _ = run("evaluate", model, tmp_path / "hartree.xyz", "--energy-unit", "hartree")
+    assert status == 0
+    # The forces are in eV/angstrom, so that only they are wrong now.
+    assert "the energies are" not in text
+
+
+# ------------------------------------------------------------------------------------------------------ what it does do
+
+
+def test_train_evaluate_predict_and_info(tmp_path: Path) -> None:
+    write(tmp_path / "frames.xyz", simkit.datasets.load("embedded").to_atoms(range(12)))
+    command = ["train", "--data", tmp_path / "frames.xyz", *TINY, "--set", "split.valid=4", "--out", tmp_path / "out"]
+    status, text, message = run(*command)
+    assert (status, message) == (0, "")
+    assert "12 structures" in text
+    assert "forces" in text
+    assert "meV/Å" in text
+    assert f"simkit info {tmp_path / 'out' / 'model.safetensors'}" in text
+
+    status, _, message = run(*command)
+    assert status == 1
+    assert "--resume" in message
+    assert run(*command, "--resume")[0] == 0
+
+    trained = tmp_path / "out" / "model.safetensors"
+    status, text, _ = run("info", tmp_path / "out")
+    assert status == 0
+    assert "painn, channels=8, layers=1" in text
+    assert "H C O" in text
+    assert "valid" in text
+
+    status, text, _ = run("evaluate", trained, tmp_path / "frames.xyz", "--out", tmp_path / "errors")
+    assert status == 0
+    assert "MAE of the mean" in text
+    assert "the model was trained on structures of these data" in text
+    assert (tmp_path / "errors" / "parity.png").stat().st_size > 1000
+    assert run("evaluate", trained, tmp_path / "frames.xyz", "--out", tmp_path / "errors")[0] == 1
+    assert run("evaluate", trained, tmp_path / "frames.xyz", "--out", tmp_path / "errors", "--overwrite")[0] == 0
+
+    status, text, _ = run("predict", trained, f"{tmp_path / 'frames.xyz'}@:3", "-o", tmp_path / "p.xyz")
+    assert status == 0
+    assert "3 structures with energy, forces" in text
+    assert len(read(tmp_path / "p.xyz", index=":")) == 3
+
+
+def test_options_of_labels_belong_to_files(model: Path) -> None:
+    status, _, message = run("evaluate", model, "embedded:test", "--energy", "E")
+    assert status == 1
+    assert "fixed names" in message
+
+
+def test_md_and_restart(tmp_path: Path, argon_model: Path) -> None:
+    crystal = bulk("Ar", cubic=True) * (2, 2, 2)
+    write(tmp_path / "argon.xyz", crystal)
+    command = [
+        "md",
+        argon_model,
+        tmp_path / "argon.xyz",
+        "--out",
+        tmp_path / "md",
+        "--temperature",
+        20,
+        "--timestep",
+        2,
+    ]
+    status, text, _ = run(*command, "--steps", 20)
+    assert status == 0
+    assert "drift" in text
+    assert run(*command, "--steps", 20)[0] == 1
+    status, text, _ = run(*command, "--steps", 30, "--restart")
+    assert status == 0
+    assert "10 steps now" in text
+    assert len(read(tmp_path / "md" / "trajectory.traj", index=":")) == 4
+
+
+def test_relax_and_equation_of_state(tmp_path: Path, argon_model: Path) -> None:
+    crystal = bulk("Ar", cubic=True, a=5.4)
+    crystal.rattle(0.05, seed=0)
+    write(tmp_path / "argon.xyz", crystal)
+    status, _, message = run("relax", argon_model, tmp_path / "argon.xyz", "--steps", 1, "--out", tmp_path / "short")
+    assert status == 1
+    assert "not converged" in message
+    assert (tmp_path / "short" / "relaxed.xyz").is_file()
+
+    status, text, _ = run(
+        "relax", argon_model, tmp_path / "argon.xyz", "--cell", "--fmax", 1e-4, "--out", tmp_path / "r"
+    )
+    assert status == 0
+    assert "converged" in text
+
+    relaxed = tmp_path / "r" / "relaxed.xyz"
+    status, text, _ = run("eos", argon_model, relaxed, "--strain", 0.02, "--out", tmp_path / "eos")
+    assert status == 0
+    assert "GPa" in text
+    volume = float(text.split("equilibrium volume ")[1].split()[0])
+    assert volume == pytest.approx(read(relaxed).get_volume() / 4, rel=1e-3)
+    assert {path.name for path in (tmp_path / "eos").iterdir()} == {"eos.csv", "eos.json", "eos.png"}
+    assert run("eos", argon_model, relaxed, "--out", tmp_path / "eos")[0] == 1
+
+
+def test_label_and_sample(tmp_path: Path) -> None:
+    pytest.importorskip("tblite", reason="needs tblite (pip install 'simkit[xtb]')")
+    write(tmp_path / "water.xyz", molecule("H2O"))
+    drawn, labelled = tmp_path / "drawn.xyz", tmp_path / "labelled.xyz"
+    options = ["--kind", "modes", "--temperatures", "300,600", "--frames", 4, "--seed", 1]
+    status, text, _ = run("sample", tmp_path / "water.xyz", "--method", "gfn2-xtb", *options, "-o", drawn)
+    assert status == 0
+    assert "4 geometries of H2O" in text
+    status, text, _ = run("label", drawn, "--method", "gfn2-xtb", "-o", labelled)
+    assert status == 0
+    assert "4 of 4 structures" in text
+    assert all("forces" in atoms.calc.results for atoms in read(labelled, index=":"))
+    assert run("label", drawn, "--method", "gfn2-xtb", "-o", labelled)[0] == 1
+    status, _, message = run("sample", drawn, "--method", "gfn2-xtb", "-o", tmp_path / "x.xyz")
+    assert status == 1
+    assert "4 structures" in message
+    command = ["sample", tmp_path / "water.xyz", "--method", "gfn2-xtb", "-o", tmp_path / "x.xyz"]
+    assert "'hot'" in run(*command, "--temperatures", "hot")[2]
+    assert "'mode'; did you mean 'modes'" in run(*command, "--kind", "mode")[2]
+
+
+def test_models_lists_the_architectures_and_their_options() -> None:
+    status, text, _ = run("models")
+    assert status == 0
+    assert all(name in text for name in potentials.available())
+    assert "channels=128" in text

@@ -1,0 +1,61 @@
+"""The examples run, each in its smoke mode, and the recipes are valid."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from simkit import potentials
+from simkit.config import parse_options
+from simkit.training.recipe import read_recipe
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+RECIPES = sorted((EXAMPLES / "recipes").glob("*.yaml"))
+
+
+def run(script: str, *arguments: object) -> str:
+    command = [sys.executable, str(EXAMPLES / script), *map(str, arguments), "--smoke"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_every_numbered_script_is_tested() -> None:
+    here = Path(__file__).read_text(encoding="utf-8")
+    assert [path.name for path in EXAMPLES.glob("[0-9]*.py") if f'"{path.name}"' not in here] == []
+
+
+def test_train_your_frames(tmp_path: Path) -> None:
+    text = run("01_train_your_frames.py", tmp_path / "frames.xyz", "--out", tmp_path / "model")
+    assert "forces: MAE" in text
+    assert (tmp_path / "model" / "report.md").is_file()
+
+
+def test_ase_md(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    potentials.build("painn", cutoff=4.0, elements=[1, 6, 8], channels=8, layers=1).save(path)
+    lines = run("02_ase_md.py", path).splitlines()
+    assert lines[0].startswith("relaxed: ")
+    assert len(lines) == 3
+
+
+def test_label_and_train(tmp_path: Path) -> None:
+    pytest.importorskip("tblite", reason="needs tblite (pip install 'simkit[xtb]')")
+    assert "forces: MAE" in run("03_label_and_train.py", "--out", tmp_path / "water")
+
+
+def test_recipes_are_there() -> None:
+    expected = {"rmd17_ethanol_painn", "rmd17_aspirin_painn", "qm9_u0_painn", "mlearn_si_painn"}
+    assert expected <= {path.stem for path in RECIPES}
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipe_is_valid(path: Path) -> None:
+    recipe = read_recipe(path)
+    options = recipe.model.options
+    potential = potentials.build(recipe.model.name, cutoff=recipe.model.cutoff, elements=[1], **options)
+    assert potential.options.items() >= options.items()
+    assert parse_options(type(recipe), recipe.model_dump(), "dumped recipe") == recipe
