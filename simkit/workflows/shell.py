@@ -39,6 +39,8 @@ def train_model(
     if model is not None:
         overrides["model"] = {"name": model}
     report = train(read_recipe(recipe, settings, overrides), out, resume=resume, echo=echo)
+    if not report.metrics:  # another process of the same training tells
+        return report
     path = shlex.quote(str(report.folder / MODEL))
     echo("\n" + errors_of_parts(report.metrics))
     echo(f"\n{report.epochs} epochs in {report.seconds:.0f} s, {report.parameters:,} parameters")

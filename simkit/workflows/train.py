@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -66,11 +67,16 @@ def train(
         OutputError: if ``out`` cannot be written or already holds a training that is not to be resumed.
         ConfigError, DataError, LabelError: if recipe or data are unusable.
         KeyboardInterrupt: if interrupted, after a checkpoint has been saved.
+
+    Under ``torchrun`` or SLURM every process calls this; the first writes everything, and the others return a report without metrics.
     """
     folder = ensure_output_dir(out)
+    first = is_first_process()
+    if not first:
+        echo = _silent
     if not resume and any((folder / name).exists() for name in (CHECKPOINT, MODEL)):
         raise OutputError(f"{folder} already holds a training; add --resume to continue it, or choose another folder")
-    data = open_data(recipe, folder, echo)
+    data = open_data(recipe, folder, echo, write=first)
     potential = build_potential(recipe, data)
     terms = recipe.resolved_loss(list(data.train.labels))
     objective = PotentialObjective(terms)
@@ -80,7 +86,8 @@ def train(
     origin = set_references(recipe, potential, data.train)
     echo(f"reference energies: {origin}")
     echo(f"{recipe.model.name}: {potential.num_parameters:,} parameters, elements {potential.elements}")
-    write_text(folder / RECIPE, recipe.to_yaml())
+    if first:
+        write_text(folder / RECIPE, recipe.to_yaml())
     result = fit(
         potential,
         objective,
@@ -93,11 +100,22 @@ def train(
         on_epoch=_epoch_printer(recipe.training.epochs, echo),
     )
     potential.to("cpu")
+    if not first:
+        return TrainingReport(folder, {}, result.seconds, result.epochs, potential.num_parameters, None, [])
     _describe(potential, recipe, data, result)
     return finish(recipe, potential, data, result, folder, origin)
 
 
-def open_data(recipe: Recipe, folder: Path, echo: Callable[[str], None]) -> TrainingData:
+def is_first_process() -> bool:
+    """True in the process that writes and talks; the others, started by ``torchrun`` or SLURM, only train."""
+    return int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0) == 0
+
+
+def _silent(message: str) -> None:
+    """Say nothing."""
+
+
+def open_data(recipe: Recipe, folder: Path, echo: Callable[[str], None], *, write: bool = True) -> TrainingData:
     """Open, describe, split and check the data; the split is written to the folder, or must equal the one already there."""
     store = load_dataset(recipe.data.name, **recipe.data.options)
     echo(store.describe())
@@ -105,7 +123,8 @@ def open_data(recipe: Recipe, folder: Path, echo: Callable[[str], None]) -> Trai
     path = folder / SPLIT
     if path.exists() and Splits.load(path).hash != splits.hash:
         raise OutputError(f"{path} holds another split than the recipe gives; the data or the recipe changed")
-    splits.save(path)
+    if write:
+        splits.save(path)
     duplicates = None
     if len(store) <= MAX_DUPLICATE_CHECK and (len(splits.valid) or len(splits.test)):
         duplicates = len(duplicates_across(store, splits))
