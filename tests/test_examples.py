@@ -1,8 +1,8 @@
 """The examples run, each in its smoke mode, and the recipes are valid."""
 
-import os
-import subprocess
+import runpy
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,17 +10,26 @@ import pytest
 from simkit import potentials
 from simkit.config import parse_options
 from simkit.training.recipe import read_recipe
+from simkit.workflows import report
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 RECIPES = sorted((EXAMPLES / "recipes").glob("*.yaml"))
 
 
-def run(script: str, *arguments: object) -> str:
-    command = [sys.executable, str(EXAMPLES / script), *map(str, arguments), "--smoke"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
-    assert result.returncode == 0, result.stderr
-    return result.stdout
+Run = Callable[..., str]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a script as the main program, in its smoke mode, and return what it prints."""
+    monkeypatch.setattr(report, "NVE_STEPS", 20)
+
+    def run_script(script: str, *arguments: object) -> str:
+        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments), "--smoke"])
+        runpy.run_path(str(EXAMPLES / script), run_name="__main__")
+        return capsys.readouterr().out
+
+    return run_script
 
 
 def test_every_numbered_script_is_tested() -> None:
@@ -28,13 +37,13 @@ def test_every_numbered_script_is_tested() -> None:
     assert [path.name for path in EXAMPLES.glob("[0-9]*.py") if f'"{path.name}"' not in here] == []
 
 
-def test_train_your_frames(tmp_path: Path) -> None:
+def test_train_your_frames(tmp_path: Path, run: Run) -> None:
     text = run("01_train_your_frames.py", tmp_path / "frames.xyz", "--out", tmp_path / "model")
     assert "forces: MAE" in text
     assert (tmp_path / "model" / "report.md").is_file()
 
 
-def test_ase_md(tmp_path: Path) -> None:
+def test_ase_md(tmp_path: Path, run: Run) -> None:
     path = tmp_path / "model.safetensors"
     potentials.build("painn", cutoff=4.0, elements=[1, 6, 8], channels=8, layers=1).save(path)
     lines = run("02_ase_md.py", path).splitlines()
@@ -42,7 +51,7 @@ def test_ase_md(tmp_path: Path) -> None:
     assert len(lines) == 3
 
 
-def test_label_and_train(tmp_path: Path) -> None:
+def test_label_and_train(tmp_path: Path, run: Run) -> None:
     pytest.importorskip("tblite", reason="needs tblite (pip install 'simkit[xtb]')")
     assert "forces: MAE" in run("03_label_and_train.py", "--out", tmp_path / "water")
 

@@ -232,6 +232,7 @@ def test_table_is_aligned() -> None:
 
 
 def test_quickstart_goes_on_after_an_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("simkit.workflows.report.NVE_STEPS", 20)
     lines: list[str] = []
 
     def interrupted(*_: object, **__: object) -> None:

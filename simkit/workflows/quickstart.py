@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,6 +19,11 @@ from simkit.workflows.report import TrainingReport
 from simkit.workflows.simulate import summary
 from simkit.workflows.structures import open_calculator, write_structures
 from simkit.workflows.train import MODEL, train
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+    from simkit.datasets.store import Store
 
 EPOCHS, CHANNELS, MD_STEPS = 50, 64, 4000
 """Chosen so that training takes about two minutes on two cores, and the dynamics 2 ps."""
@@ -59,8 +65,7 @@ def quickstart(
     echo("\n2. Errors on 300 frames that it never saw, beside those of always answering with the mean:\n")
     echo(errors_table(report.metrics["test"], label_spread(test, ("energy", "forces"))))
     echo(f"\n3. Molecular dynamics: {md_steps * TIMESTEP / 1000:g} ps at constant energy.\n")
-    start = test.to_atoms([int(np.flatnonzero(test.columns["temperature"] == TEMPERATURE)[0])])[0]
-    start.calc = None
+    start = typical_structure(test)
     write_structures(folder / "ethanol.xyz", [start])
     run = run_md(
         open_calculator(model, device),
@@ -97,6 +102,15 @@ def quickstart_recipe(epochs: int = EPOCHS, channels: int = CHANNELS, device: st
             },
         },
     )
+
+
+def typical_structure(store: Store) -> Atoms:
+    """Return the frame of median energy at the temperature of the run, so that dynamics at constant energy stay near it."""
+    frames = np.flatnonzero(store.columns["temperature"] == TEMPERATURE)
+    order = np.argsort(store.labels["energy"].numpy()[frames])
+    atoms = store.to_atoms([int(frames[order[len(order) // 2]])])[0]
+    atoms.calc = None
+    return atoms
 
 
 def next_steps(folder: Path, model: Path) -> str:

@@ -195,16 +195,13 @@ def open_potential(path: str | os.PathLike[str], device: str = "auto", dtype: st
         DeviceError: if the device is not there.
         ConfigError: if device or dtype are unknown.
     """
-    import torch
-
     from simkit.calculator import DTYPES
     from simkit.device import resolve_device
     from simkit.potentials import load
 
     if dtype is not None and dtype not in DTYPES:
         raise ConfigError(f"dtype must be float32 or float64, found {dtype!r}")
-    automatic = "cuda" if torch.cuda.is_available() else "cpu"
-    target = resolve_device(automatic if device == "auto" else device)
+    target = resolve_device(device)
     potential = load(path)
     if dtype is not None:
         potential.cast(DTYPES[dtype])
