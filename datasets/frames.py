@@ -91,7 +91,7 @@ def load_frames(
     stores = [load_flat(path, wanted, energy_unit, length_unit, group, info) for path in files if path.suffix == ".npz"]
     others = [path for path in files if path.suffix != ".npz"]
     if others:
-        frames = [frame for path in track(others, "read structures") for frame in _read(path)]
+        frames = [frame for path in track(others, "read structures") for frame in read_file(path)]
         stores.insert(0, _build(frames, wanted, (energy_unit, length_unit), group, isolated_atoms == "reference", info))
     return stores[0] if len(stores) == 1 else concatenate(stores)
 
@@ -126,7 +126,12 @@ def expand(paths: PathLike | Sequence[PathLike]) -> list[Path]:
     return files
 
 
-def _read(path: Path) -> Iterator[Frame]:
+def read_file(path: Path) -> Iterator[Frame]:
+    """Read the structures of a file one by one.
+
+    Raises:
+        DataError: if the file is missing, empty, unreadable or cut off.
+    """
     count = 0
     iterator = _read_database(path) if path.suffix == ".db" else _read_ase(path)
     while True:
@@ -198,6 +203,10 @@ def _build(
         raise DataError(f"{info['source']} holds isolated atoms only; keep them with isolated_atoms='keep'")
     keys = choose_keys(frames, wanted)
     info = info | {"keys": keys}
+    # `simkit label` writes the level of theory into every frame; it is that of the set only if all frames agree.
+    levels = {frame.atoms.info.get("level_of_theory") for frame in frames}
+    if info["level_of_theory"] is None and len(levels) == 1:
+        info["level_of_theory"] = levels.pop()
     if isolated and "energy" in keys:
         info["references"] = {"energy": _references(isolated, keys["energy"], units)}
         info["notes"] = [f"{len(isolated)} isolated atoms were taken out of the data as reference energies"]

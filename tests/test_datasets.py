@@ -673,3 +673,17 @@ def test_embedded() -> None:
     assert "WARNING" not in whole.describe()
     with pytest.raises(ConfigError, match="unknown split 'validation' of the embedded data set; did you mean 'valid'"):
         load("embedded", split="validation")
+
+
+@pytest.mark.parametrize(("levels", "expected"), [(["GFN2-xTB", "GFN2-xTB"], "GFN2-xTB"), (["GFN2-xTB", "PBE"], None)])
+def test_level_of_theory_of_the_frames(tmp_path, levels, expected):
+    frames = []
+    for level in levels:
+        atoms = ase.build.molecule("H2O")
+        atoms.calc = SinglePointCalculator(atoms, energy=-1.0)
+        atoms.info["level_of_theory"] = level
+        frames.append(atoms)
+    write(tmp_path / "frames.xyz", frames)
+    store = load("frames", paths=tmp_path / "frames.xyz")
+    assert store.info["level_of_theory"] == expected
+    assert load("frames", paths=tmp_path / "frames.xyz", level_of_theory="PBE0").info["level_of_theory"] == "PBE0"

@@ -13,6 +13,7 @@ import simkit
 from simkit import potentials
 from simkit.errors import ConfigError, DataError, OutputError
 from simkit.training.domain import closest_distances
+from simkit.training.recipe import read_recipe
 from simkit.workflows import quickstart as quickstart_module
 from simkit.workflows.evaluate import evaluate
 from simkit.workflows.info import describe_file
@@ -258,3 +259,18 @@ def test_quickstart_goes_on_after_an_interruption(tmp_path: Path, monkeypatch: p
     atoms = read(tmp_path / "ethanol.xyz")
     assert isinstance(atoms, Atoms)
     assert len(atoms) == 9
+
+
+def test_other_data_replace_those_of_the_recipe(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "data: {name: rmd17, molecule: ethanol}\ntest: {name: rmd17, molecule: ethanol, split: test_01}\n"
+        "model: {channels: 8}\n"
+    )
+    kept = read_recipe(recipe, ["data.molecule=aspirin"])
+    assert kept.data.options == {"molecule": "aspirin"}
+    assert kept.test is not None
+    replaced = read_recipe(recipe, overrides={"data": {"name": "frames", "paths": ["mine.xyz"]}})
+    assert replaced.data.options == {"paths": ["mine.xyz"]}
+    assert replaced.test is None
+    assert replaced.model.options == {"channels": 8}

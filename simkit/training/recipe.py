@@ -117,13 +117,18 @@ def read_recipe(
     Args:
         path: a YAML file; None starts from nothing.
         settings: "section.key=value" strings, values in YAML.
-        overrides: nested values applied last.
+        overrides: nested values applied last; another data set replaces the recipe's, test set included.
 
     Raises:
         ConfigError: if the file is missing or malformed, a key is unknown or a value unusable.
     """
     where = f"recipe {path}" if path else "options"
     values = _read_yaml(Path(path)) if path else {}
+    other = (overrides or {}).get("data", {}).get("name")
+    if other is not None and other != (values.get("data") or {}).get("name"):
+        # Another source has other options, and the recipe's test set does not belong to it.
+        values.pop("data", None)
+        values.pop("test", None)
     for setting in settings:
         key, sign, text = setting.partition("=")
         if not sign or not key:

@@ -107,11 +107,11 @@ def read_structure(where: str | os.PathLike[str]) -> Atoms:
 
 
 def _read_file(path: Path) -> list[Atoms]:
-    from simkit.datasets.frames import _read, load_frames
+    from simkit.datasets.frames import load_frames, read_file
 
     if path.suffix == ".npz":
         return load_frames(path).to_atoms()
-    return [frame.atoms for frame in _read(path)]
+    return [frame.atoms for frame in read_file(path)]
 
 
 def _choose(frames: list[Atoms], index: str, path: str) -> list[Atoms]:
