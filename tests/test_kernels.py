@@ -1,5 +1,6 @@
 """The compiled kernels against their plain PyTorch references: values, first and second derivatives."""
 
+import os
 import subprocess
 import sys
 import textwrap
@@ -198,3 +199,17 @@ def test_vector_message_after_a_fork() -> None:
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_kernels_leave_the_number_of_threads_alone():
+    """In a fresh process, because Numba starts its threads once; its OpenMP layer may share PyTorch's runtime."""
+    script = (
+        "import torch; torch.set_num_threads(1)\n"
+        "from simkit.kernels.vector_message import vector_message\n"
+        "edges = torch.tensor([0, 1])\n"
+        "vector_message(torch.ones(2, 384), None, torch.ones(2, 384), torch.ones(2, 3), edges, edges.flip(0))\n"
+        "print(torch.get_num_threads())"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "1"
