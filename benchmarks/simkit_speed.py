@@ -4,7 +4,7 @@ import json
 import sys
 
 import torch
-from systems import ase_step_ms, ethanol_frames, median_ms, peak_memory_mb, qm9_molecules, structures
+from systems import ase_step_ms, median_ms, peak_memory_mb, structures, training_batches
 
 import simkit
 from simkit.graph import AtomGraph
@@ -21,12 +21,9 @@ def md(name: str) -> dict[str, float]:
 
 def train(name: str, data: str) -> dict[str, float]:
     keep_freed_memory()  # as `simkit.training.fit` does
-    batches = {
-        "qm9 x100, energy": (qm9_molecules(f"{data}/qm9/qm9.npz"), ("energy",)),
-        "ethanol x10, forces": (ethanol_frames(f"{data}/rmd17/rmd17_ethanol_train_01.npz"), ("energy", "forces")),
-    }
     results = {}
-    for label, (frames, outputs) in batches.items():
+    for label, (frames, forces) in training_batches(data).items():
+        outputs = ("energy", "forces") if forces else ("energy",)
         model = simkit.potentials.build(name, cutoff=CUTOFF, elements=[1, 6, 7, 8, 9], **SIZES[name]).train()
         graph = AtomGraph.from_ase(frames, CUTOFF)
         optimizer = torch.optim.AdamW(model.parameters(), 1e-4, fused=True)

@@ -62,6 +62,14 @@ def ethanol_frames(path: str, count: int = 10) -> list[Atoms]:
     return [Atoms(data["nuclear_charges"], frame) for frame in data["coords"][:count]]
 
 
+def training_batches(data: str) -> dict[str, tuple[list[Atoms], bool]]:
+    """Return the training batches by name, with whether forces are trained; ``data`` is the folder of QM9 and rMD17."""
+    return {
+        "qm9 x100, energy": (qm9_molecules(f"{data}/qm9/qm9.npz"), False),
+        "ethanol x10, forces": (ethanol_frames(f"{data}/rmd17/rmd17_ethanol_train_01.npz"), True),
+    }
+
+
 def peak_memory_mb() -> float:
     """Return the peak resident memory of this process in MB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

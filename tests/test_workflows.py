@@ -21,6 +21,7 @@ from simkit.workflows.predict import predict_file
 from simkit.workflows.quickstart import quickstart
 from simkit.workflows.structures import data_source, open_potential, read_structure, read_structures, write_structures
 from simkit.workflows.text import table
+from simkit.workflows.train import train
 
 
 def silent(_: str) -> None:
@@ -274,3 +275,25 @@ def test_other_data_replace_those_of_the_recipe(tmp_path):
     assert replaced.data.options == {"paths": ["mine.xyz"]}
     assert replaced.test is None
     assert replaced.model.options == {"channels": 8}
+
+
+def test_a_refused_resume_leaves_the_recipe_alone(tmp_path):
+    settings = [
+        "model.channels=4",
+        "model.layers=1",
+        "training.epochs=1",
+        "training.device=cpu",
+        "split.train=8",
+        "split.valid=2",
+    ]
+    data = {"data": {"name": "embedded"}}
+    train(read_recipe(None, settings, data), tmp_path, echo=lambda _: None)
+    before = (tmp_path / "recipe.yaml").read_bytes()
+    with pytest.raises(OutputError, match="belongs to another training"):
+        train(
+            read_recipe(None, [*settings, "training.learning_rate=0.01"], data),
+            tmp_path,
+            resume=True,
+            echo=lambda _: None,
+        )
+    assert (tmp_path / "recipe.yaml").read_bytes() == before

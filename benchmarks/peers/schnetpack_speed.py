@@ -16,7 +16,7 @@ import schnetpack as spk  # noqa: E402
 import schnetpack.transform as trn  # noqa: E402
 import torch  # noqa: E402
 from schnetpack.interfaces import AtomsConverter, SpkCalculator  # noqa: E402
-from systems import ase_step_ms, ethanol_frames, median_ms, peak_memory_mb, qm9_molecules, structures  # noqa: E402
+from systems import ase_step_ms, median_ms, peak_memory_mb, structures, training_batches  # noqa: E402
 
 CUTOFF = 5.0
 
@@ -55,12 +55,8 @@ def md(name):
 
 def train(name, data):
     convert = AtomsConverter(neighbor_list=trn.MatScipyNeighborList(cutoff=CUTOFF), dtype=torch.float32)
-    batches = {
-        "qm9 x100, energy": (qm9_molecules(f"{data}/qm9/qm9.npz"), False),
-        "ethanol x10, forces": (ethanol_frames(f"{data}/rmd17/rmd17_ethanol_train_01.npz"), True),
-    }
     results = {}
-    for label, (frames, forces) in batches.items():
+    for label, (frames, forces) in training_batches(data).items():
         model, batch = build(name, forces=forces), convert(frames)
         optimizer = torch.optim.AdamW(model.parameters(), 1e-4)
 

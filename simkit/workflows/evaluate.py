@@ -23,7 +23,7 @@ from simkit.training.evaluation import (
     labels_to_evaluate,
     predict,
 )
-from simkit.workflows.report import format_metrics, save_parity
+from simkit.workflows.report import error_rows, format_metrics, save_parity
 from simkit.workflows.structures import open_potential
 from simkit.workflows.text import table
 
@@ -56,15 +56,9 @@ class Evaluation:
         """Tables for the terminal."""
         parts = [errors_table(self.metrics, self.spread)]
         if len(self.elements) > 1:
-            rows = [[name, *row] for name, values in self.elements.items() for row in format_metrics(values)]
-            parts.append(table(["element", "quantity", "MAE", "RMSE"], rows))
+            parts.append(table(["element", "quantity", "MAE", "RMSE"], error_rows(self.elements)))
         if self.groups:
-            rows = [
-                [name, f"{values['count']:.0f}", *row]
-                for name, values in self.groups.items()
-                for row in format_metrics(values)
-            ]
-            parts.append(table(["group", "structures", "quantity", "MAE", "RMSE"], rows))
+            parts.append(table(["group", "structures", "quantity", "MAE", "RMSE"], error_rows(self.groups)))
         parts += [f"warning: {text}" for text in self.warnings]
         return "\n\n".join(parts)
 

@@ -9,7 +9,7 @@ from typing import Any
 from simkit.datasets import load as load_dataset
 from simkit.potentials import available, build, load
 from simkit.training.evaluation import Metrics
-from simkit.workflows.report import format_metrics
+from simkit.workflows.report import error_rows
 from simkit.workflows.structures import data_source
 from simkit.workflows.text import table
 
@@ -70,8 +70,7 @@ def describe_model(path: Path) -> str:
 
 def errors_of_parts(errors: dict[str, Metrics]) -> str:
     """Return the table of errors of training, validation and test data."""
-    rows = [[part, *row] for part, values in errors.items() for row in format_metrics(values)]
-    return table(["part", "quantity", "MAE", "RMSE"], rows)
+    return table(["part", "quantity", "MAE", "RMSE"], error_rows(errors))
 
 
 def describe_architectures() -> str:

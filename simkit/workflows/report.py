@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 # A short run is enough to see an energy that is not conserved; long ones are the user's.
 NVE_STEPS, NVE_TIMESTEP, NVE_TEMPERATURE = 1000, 0.5, 300.0
 NVE_MAX_ATOMS = 200
+# What 1/1000 of each label's internal unit is called.
+MILLI_UNITS = {"energy": "meV", "forces": "meV/Å", "stress": "meV/Å³", "dipole": "me·Å", "charges": "me"}
 
 
 @dataclass(frozen=True)
@@ -149,26 +151,22 @@ def nve_check(potential: Potential, atoms: Atoms, folder: Path) -> NveCheck | No
 
 def format_metrics(metrics: Metrics) -> list[tuple[str, str, str]]:
     """Return rows (quantity, MAE, RMSE) in the units that the literature uses: meV, meV/Å, ..."""
-    units = {
-        "energy": ("energy", "meV"),
-        "forces": ("forces", "meV/Å"),
-        "stress": ("stress", "meV/Å³"),
-        "dipole": ("dipole", "me·Å"),
-        "charges": ("charges", "me"),
-    }
     rows = []
-    for name, (title, unit) in units.items():
-        for suffix, per in (("", ""), ("_per_atom", "/atom")):
+    for name, unit in MILLI_UNITS.items():
+        for suffix, title, per in (("", "", ""), ("_per_atom", " per atom", "/atom")):
             if f"{name}_mae{suffix}" in metrics:
                 mae, rmse = metrics[f"{name}_mae{suffix}"], metrics[f"{name}_rmse{suffix}"]
-                rows.append(
-                    (
-                        f"{title}{' per atom' if suffix else ''}",
-                        f"{1000 * mae:.4g} {unit}{per}",
-                        f"{1000 * rmse:.4g} {unit}{per}",
-                    )
-                )
+                rows.append((name + title, f"{1000 * mae:.4g} {unit}{per}", f"{1000 * rmse:.4g} {unit}{per}"))
     return rows
+
+
+def error_rows(table: Mapping[str, Metrics]) -> list[list[str]]:
+    """Return the rows of `format_metrics` of every entry, behind its name and, where it has one, its count of structures."""
+    return [
+        [name, *([f"{values['count']:.0f}"] if "count" in values else []), *row]
+        for name, values in table.items()
+        for row in format_metrics(values)
+    ]
 
 
 def _table(header: list[str], rows: list[list[str]]) -> str:
@@ -203,26 +201,21 @@ def _data_section(
 
 
 def _error_section(metrics: Mapping[str, Metrics], store: Store, predicted: dict[str, Tensor], judged: str) -> str:
-    rows = [[name, *row] for name, values in metrics.items() for row in format_metrics(values)]
-    text = "## Errors\n\n" + _table(["part", "quantity", "MAE", "RMSE"], rows)
+    text = "## Errors\n\n" + _table(["part", "quantity", "MAE", "RMSE"], error_rows(metrics))
     # An error means something only beside the spread of what is predicted.
     spreads = []
     for name in predicted:
         values = store.labels[name].double().cpu()
         spreads.append(f"{name} {1000 * float((values - values.mean(dim=0)).square().mean().sqrt()):.4g}")
     text += f"\n\nSpread (standard deviation) of the {judged} labels, in the same units: {', '.join(spreads)}."
-    elements = errors_per_element(store, predicted)
+    elements = {chemical_symbols[z]: values for z, values in errors_per_element(store, predicted).items()}
     if elements:
-        rows = [[chemical_symbols[z], *row] for z, values in elements.items() for row in format_metrics(values)]
-        text += f"\n\nPer element ({judged}):\n\n" + _table(["element", "quantity", "MAE", "RMSE"], rows)
+        text += f"\n\nPer element ({judged}):\n\n"
+        text += _table(["element", "quantity", "MAE", "RMSE"], error_rows(elements))
     groups = errors_per_group(store, predicted)
     if groups:
-        rows = [
-            [group, f"{values['count']:.0f}", *row]
-            for group, values in groups.items()
-            for row in format_metrics(values)
-        ]
-        text += f"\n\nPer group ({judged}):\n\n" + _table(["group", "structures", "quantity", "MAE", "RMSE"], rows)
+        text += f"\n\nPer group ({judged}):\n\n"
+        text += _table(["group", "structures", "quantity", "MAE", "RMSE"], error_rows(groups))
     return text
 
 

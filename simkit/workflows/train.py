@@ -31,7 +31,7 @@ from simkit.training.log import Row
 from simkit.training.losses import PotentialObjective
 from simkit.training.recipe import Recipe
 from simkit.training.references import set_reference_energies
-from simkit.workflows.report import TrainingReport, write_report
+from simkit.workflows.report import MILLI_UNITS, TrainingReport, write_report
 
 MODEL, RAW_MODEL, RECIPE, SPLIT = "model.safetensors", "model_raw.safetensors", "recipe.yaml", "split.json"
 # Beyond this the comparison of all geometries takes longer than most would wait for.
@@ -86,7 +86,8 @@ def train(
     origin = set_references(recipe, potential, data.train)
     echo(f"reference energies: {origin}")
     echo(f"{recipe.model.name}: {potential.num_parameters:,} parameters, elements {potential.elements}")
-    if first:
+    resuming = resume and (folder / CHECKPOINT).exists()
+    if first and not resuming:  # a resume that is refused must not replace the recipe of what is there
         write_text(folder / RECIPE, recipe.to_yaml())
     result = fit(
         potential,
@@ -95,7 +96,7 @@ def train(
         data.valid,
         recipe.training,
         folder,
-        resume=resume and (folder / CHECKPOINT).exists(),
+        resume=resuming,
         identity=_identity(recipe, data),
         on_epoch=_epoch_printer(recipe.training.epochs, echo),
     )
@@ -286,10 +287,9 @@ def _epoch_printer(epochs: int, echo: Callable[[str], None]) -> Callable[[Row], 
         if epoch > 3 and epoch % every and epoch < epochs:
             return
         side = "valid" if "valid_loss" in row else "train"
-        names = {"energy": "meV", "forces": "meV/Å", "stress": "meV/Å³", "dipole": "me·Å"}
         errors = [
             f"{name} {1000 * row[key]:.3g} {unit}"
-            for name, unit in names.items()
+            for name, unit in MILLI_UNITS.items()
             if (key := f"{side}_{name}_mae") in row
         ]
         echo(f"epoch {epoch:>5}/{epochs}  {side} MAE: {', '.join(errors)}  ({row['seconds']:.0f} s)")
