@@ -1,7 +1,27 @@
 """Heads: per-atom features to a target. They hold no units beyond eV and e, and differentiate nothing."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
+
+
+class Features(NamedTuple):
+    """What a representation says of ``N`` atoms, and where they belong.
+
+    Attributes:
+        scalars: [N, C].
+        vectors: [N, 3, C] or None.
+        species: [N] int64, index into the elements of the model.
+        structure: [N] int64, non-decreasing, the structure of each atom.
+        num_structures: how many structures there are.
+    """
+
+    scalars: Tensor
+    vectors: Tensor | None
+    species: Tensor
+    structure: Tensor
+    num_structures: int
 
 
 class EnergyHead(nn.Module):
@@ -11,17 +31,17 @@ class EnergyHead(nn.Module):
         super().__init__()
         self.net = nn.Sequential(nn.Linear(channels, channels // 2), activation, nn.Linear(channels // 2, 1))
 
-    def forward(self, scalars: Tensor) -> Tensor:
+    def forward(self, features: Features) -> Tensor:
         """Return atomic energies, [N]."""
-        return self.net(scalars).squeeze(-1)
+        return self.net(features.scalars).squeeze(-1)
 
 
 class FeatureEnergyHead(nn.Module):
     """For classical potentials, whose only feature is already the atomic energy: [N, 1] -> [N]."""
 
-    def forward(self, scalars: Tensor) -> Tensor:
+    def forward(self, features: Features) -> Tensor:
         """Return atomic energies, [N]."""
-        return scalars.squeeze(-1)
+        return features.scalars.squeeze(-1)
 
 
 class GatedEquivariantBlock(nn.Module):
@@ -59,8 +79,9 @@ class DipoleHead(nn.Module):
         else:
             self.net = nn.Sequential(nn.Linear(channels, channels // 2), activation, nn.Linear(channels // 2, 1))
 
-    def forward(self, scalars: Tensor, vectors: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def forward(self, features: Features) -> tuple[Tensor, Tensor | None]:
         """Return raw charges [N] in e (not yet summing to the total charge) and atomic dipoles [N, 3] in e*angstrom."""
+        scalars, vectors = features.scalars, features.vectors
         if self.blocks is None or vectors is None:
             return self.net(scalars).squeeze(-1), None  # type: ignore[misc]
         for block in self.blocks:

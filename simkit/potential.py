@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from simkit.errors import ConfigError, ElementError, GeometryError
 from simkit.files import atomic_path
 from simkit.graph import AtomGraph
-from simkit.heads import DipoleHead, EnergyHead, FeatureEnergyHead
+from simkit.heads import DipoleHead, EnergyHead, FeatureEnergyHead, Features
 
 FORMAT = "simkit-potential"
 FORMAT_VERSION = 1
@@ -29,9 +29,13 @@ class Representation(nn.Module):
     """
 
     has_vectors: ClassVar[bool] = False
-    is_classical: ClassVar[bool] = False  # the single scalar feature is the atomic energy in eV: no head, no scaling
+    is_classical: ClassVar[bool] = False  # the single scalar feature is the atomic energy in eV: no other head makes sense
     channels: int
     activation: nn.Module
+
+    def energy_head(self) -> nn.Module:
+        """Return the head from `Features` to atomic energies [N]; architectures with a readout of their own override this."""
+        return FeatureEnergyHead() if self.is_classical else EnergyHead(self.channels, self.activation)
 
 
 class Potential(nn.Module):
@@ -87,7 +91,7 @@ class Potential(nn.Module):
     def _make_head(self, name: str) -> nn.Module:
         rep = self.representation
         if name == "energy":
-            return FeatureEnergyHead() if rep.is_classical else EnergyHead(rep.channels, rep.activation)
+            return rep.energy_head()
         if name == "dipole" and not rep.is_classical:
             return DipoleHead(rep.channels, rep.channels if rep.has_vectors else 0, rep.activation)
         raise ConfigError(f"{self.architecture} cannot give the output {name!r}; expected energy or dipole")
@@ -186,14 +190,13 @@ class Potential(nn.Module):
             if derivatives and not vectors.requires_grad:
                 vectors.requires_grad_(True)
             result: dict[str, Tensor] = {}
-            scalars, features = self._features(species, graph.edge_index, vectors)
+            features = self._features(graph, species, vectors)
             if "energy" in self.heads and (derivatives or "energy" in outputs or "energies" in outputs):
-                energies = self._energies(scalars, species)
+                energies = self._energies(features, graph.z.shape[0])
                 result["energies"] = energies
                 result["energy"] = energies.new_zeros(graph.num_structures).index_add(0, graph.batch, energies)
             if "dipole" in outputs or "charges" in outputs:
-                n = graph.z.shape[0]
-                result.update(self._dipole(graph, scalars[:n], None if features is None else features[:n], outputs))
+                result.update(self._dipole(graph, features, outputs))
             if derivatives:
                 result.update(_derivatives(graph, result["energy"], vectors, outputs, differentiable))
         return {
@@ -202,27 +205,31 @@ class Potential(nn.Module):
             if name in outputs
         }
 
-    def _features(self, species: Tensor, edge_index: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _features(self, graph: AtomGraph, species: Tensor, vectors: Tensor) -> Features:
+        structure, count = graph.batch, graph.num_structures
         if self.anchored:
-            # One atom of each element without edges rides along: its energy is subtracted in `_energies`.
-            species = torch.cat([species, torch.arange(len(self.elements), device=species.device)])
-        return self.representation(species, edge_index, vectors)
+            # One atom of each element without edges rides along, a structure each: its energy is subtracted in `_energies`.
+            alone = torch.arange(len(self.elements), device=species.device)
+            species, structure = torch.cat([species, alone]), torch.cat([structure, alone + count])
+            count += len(self.elements)
+        scalars, features = self.representation(species, graph.edge_index, vectors)
+        return Features(scalars, features, species, structure, count)
 
-    def _energies(self, scalars: Tensor, species: Tensor) -> Tensor:
-        raw = self.heads["energy"](scalars).double()
+    def _energies(self, features: Features, n: int) -> Tensor:
+        raw = self.heads["energy"](features).double()
+        species = features.species[:n]
         offset = self.reference + self.shift
         if self.anchored:
-            n = species.shape[0]
             raw, offset = raw[:n] - raw[n:].index_select(0, species), self.reference
         return raw * self.scale + offset.index_select(0, species)
 
-    def _dipole(
-        self, graph: AtomGraph, scalars: Tensor, features: Tensor | None, outputs: Sequence[str]
-    ) -> dict[str, Tensor]:
+    def _dipole(self, graph: AtomGraph, features: Features, outputs: Sequence[str]) -> dict[str, Tensor]:
         """Charges corrected evenly to the total charge; mu = sum_i (q_i r_i + mu_i)."""
         if "dipole" in outputs and graph.pbc.device.type == "cpu" and bool(graph.pbc.any()):
             raise ConfigError("the dipole of a periodic structure is not defined; ask for charges, or set pbc to False")
-        charges, atomic = self.heads["dipole"](scalars, features)
+        charges, atomic = self.heads["dipole"](features)
+        if self.anchored:  # without the atoms that ride along
+            charges, atomic = charges[: graph.z.shape[0]], None if atomic is None else atomic[: graph.z.shape[0]]
         counts = (graph.ptr[1:] - graph.ptr[:-1]).to(charges.dtype)
         total = graph.charge.to(charges.dtype) if "charge" in graph else torch.zeros_like(counts)
         excess = torch.zeros_like(counts).index_add(0, graph.batch, charges) - total
