@@ -37,7 +37,8 @@ def load_flat(
     """
     arrays = read_npz(path)
     if "checksum" in arrays:
-        if (energy_unit, length_unit, group) != ("eV", "angstrom", None) or set(wanted.values()) - {None, "none"}:
+        renamed = [label for label, key in wanted.items() if key not in (None, "none", label)]
+        if (energy_unit, length_unit, group) != ("eV", "angstrom", None) or renamed:
             raise ConfigError(f"{path} is a store of simkit: its labels, units and groups are fixed, leave them out")
         store = Store.load(path)
         for label in [label for label, key in wanted.items() if key == "none"]:

@@ -71,7 +71,8 @@ def load_qm9(root: str | os.PathLike[str] | None = None, target: str = "U0") -> 
         DataError: if the file is unreadable or cannot be made.
     """
     if target not in TARGETS:
-        raise ConfigError(f"unknown target {target!r} of QM9{nearest(target, TARGETS)}")
+        hint = f"; to train on {target} give it as --target" if target in UNITS else nearest(target, TARGETS)
+        raise ConfigError(f"unknown target {target!r} of QM9 for the label energy{hint}")
     if root is not None:
         folders = [Path(root), Path(root) / "qm9"]
     else:

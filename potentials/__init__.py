@@ -21,16 +21,26 @@ from simkit.config import nearest, parse_options
 from simkit.errors import ConfigError, ModelFileError
 
 if TYPE_CHECKING:
-    from simkit.potential import Potential
+    from simkit.config import Options
+    from simkit.potential import Potential, Representation
 
-__all__ = ["available", "build", "load", "read_header"]
+__all__ = ["architecture", "available", "build", "from_header", "load", "read_header"]
 
 # Registered name -> (module, class); the options class of X is XOptions in the same module.
 _REGISTRY: dict[str, tuple[str, str]] = {
+    "ani": ("simkit.potentials.ani", "ANI"),
+    "dimenet++": ("simkit.potentials.dimenet", "DimeNetPlusPlus"),
+    "egnn": ("simkit.potentials.egnn", "EGNN"),
     "lennard_jones": ("simkit.potentials.lennard_jones", "LennardJones"),
+    "mace": ("simkit.potentials.mace", "MACE"),
     "morse": ("simkit.potentials.morse", "Morse"),
+    "mpnn": ("simkit.potentials.mpnn", "MPNN"),
+    "nequip": ("simkit.potentials.nequip", "NequIP"),
     "painn": ("simkit.potentials.painn", "PaiNN"),
+    "physnet": ("simkit.potentials.physnet", "PhysNet"),
     "schnet": ("simkit.potentials.schnet", "SchNet"),
+    "se3_transformer": ("simkit.potentials.se3_transformer", "SE3Transformer"),
+    "tfn": ("simkit.potentials.tfn", "TensorFieldNetwork"),
 }
 
 
@@ -39,12 +49,26 @@ def available() -> list[str]:
     return sorted(_REGISTRY)
 
 
+def architecture(name: str) -> tuple[type[Representation], type[Options]]:
+    """Return the class of a registered architecture and that of its options.
+
+    Raises:
+        ConfigError: if the name is unknown.
+    """
+    if name not in _REGISTRY:
+        raise ConfigError(f"unknown architecture {name!r}{nearest(name, _REGISTRY)}")
+    module_name, class_name = _REGISTRY[name]
+    module = import_module(module_name)
+    return getattr(module, class_name), getattr(module, f"{class_name}Options")
+
+
 def build(
     name: str,
     *,
     cutoff: float = 5.0,
     elements: Sequence[int],
     outputs: Sequence[str] = ("energy",),
+    pooling: str = "mean",
     anchored: bool = False,
     dtype: str = "float32",
     seed: int = 0,
@@ -57,7 +81,9 @@ def build(
         name: one of `available`.
         cutoff: neighbor cutoff, angstrom.
         elements: atomic numbers that the model is to know.
-        outputs: what to make heads for: "energy", "dipole" (which also gives charges).
+        outputs: what to make heads for: "energy", "dipole" (which also gives charges and mu), "polarizability" (also alpha), or any
+            property of `simkit.properties.KINDS`: mu, alpha, homo, lumo, gap, r2, zpve, U0, U, H, G, Cv, charges, ...
+        pooling: of homo, lumo and gap: "mean" of the atoms, or "set2set".
         anchored: make the energy of an isolated atom exactly its reference energy.
         dtype: of the weights, "float32" or "float64".
         seed: of the random weights; the global random state is left alone.
@@ -71,8 +97,7 @@ def build(
 
     from simkit.potential import Potential
 
-    if name not in _REGISTRY:
-        raise ConfigError(f"unknown architecture {name!r}{nearest(name, _REGISTRY)}")
+    representation_class, options_class = architecture(name)
     numbers = list(elements)
     if not numbers or not all(isinstance(z, Integral) and 1 <= z <= 118 for z in numbers):
         raise ConfigError(f"elements must be atomic numbers from 1 to 118, at least one; found {numbers}")
@@ -83,12 +108,10 @@ def build(
         raise ConfigError(f"the cutoff must be a positive number of angstrom, found {cutoff!r}")
     if dtype not in ("float32", "float64"):
         raise ConfigError(f"dtype must be float32 or float64, found {dtype!r}")
-    module_name, class_name = _REGISTRY[name]
-    module = import_module(module_name)
-    parsed = parse_options(getattr(module, f"{class_name}Options"), options, f"options of {name}")
+    parsed = parse_options(options_class, options, f"options of {name}")
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed the generators of the GPUs
-        representation = getattr(module, class_name)(parsed, float(cutoff), len(numbers))
+        representation = representation_class.for_elements(parsed, float(cutoff), numbers)
         potential = Potential(
             representation,
             architecture=name,
@@ -96,6 +119,7 @@ def build(
             cutoff=cutoff,
             elements=numbers,
             outputs=outputs,
+            pooling=pooling,
             anchored=anchored,
             info=info,
         )
@@ -143,6 +167,32 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
     return header
 
 
+def from_header(header: Mapping[str, Any], *, elements: Sequence[int] | None = None, seed: int = 0) -> Potential:
+    """Build the potential that a header describes, with random weights.
+
+    Args:
+        header: see `Potential.header`.
+        elements: atomic numbers, instead of the header's.
+        seed: of the random weights.
+
+    Raises:
+        KeyError: if the header lacks something.
+        ConfigError: if it holds an unknown name or value.
+    """
+    return build(
+        header["architecture"],
+        cutoff=header["cutoff"],
+        elements=header["elements"] if elements is None else elements,
+        outputs=header["outputs"],
+        pooling=header.get("pooling", "mean"),
+        anchored=header["anchored"],
+        dtype=header["dtype"],
+        seed=seed,
+        info=header["info"],
+        **header["options"],
+    )
+
+
 def load(path: str | os.PathLike[str], device: str = "cpu") -> Potential:
     """Load a potential from a file written by `Potential.save`. Nothing in the file is executed.
 
@@ -153,16 +203,7 @@ def load(path: str | os.PathLike[str], device: str = "cpu") -> Potential:
 
     header = read_header(path)
     try:
-        potential = build(
-            header["architecture"],
-            cutoff=header["cutoff"],
-            elements=header["elements"],
-            outputs=header["outputs"],
-            anchored=header["anchored"],
-            dtype=header["dtype"],
-            info=header["info"],
-            **header["options"],
-        )
+        potential = from_header(header)
         potential.load_state_dict(load_file(path))
     except KeyError as error:
         raise ModelFileError(f"{path} does not hold a consistent model: its header lacks {error}") from error

@@ -3,8 +3,6 @@
 Schuett, Unke & Gastegger, "Equivariant message passing for the prediction of tensorial properties and molecular spectra", ICML 2021.
 """
 
-from typing import ClassVar
-
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -31,6 +29,13 @@ class PaiNNOptions(Options):
 
 class Filters(nn.Linear):
     """(W basis(r) + b) f(r), from f(r) basis(r) and f(r) side by side: nothing of the filters' size is multiplied elementwise."""
+
+    def __init__(self, basis: int, out_channels: int) -> None:
+        super().__init__(basis, out_channels)
+        with torch.no_grad():
+            # sin(n pi r / rc) is n times as steep: with equal weights the filters, and the forces with them, would start rough,
+            # and a few hundred frames do not smooth them.
+            self.weight.div_(torch.arange(1.0, basis + 1.0))
 
     def forward(self, weighted: Tensor) -> Tensor:
         """Map [E, basis + 1] to [E, 3C]."""
@@ -72,7 +77,7 @@ class Update(nn.Module):
 class PaiNN(Representation):
     """Scalar and vector features refined by alternating message and update blocks."""
 
-    has_vectors: ClassVar[bool] = True
+    has_vectors = True
 
     def __init__(self, options: PaiNNOptions, cutoff: float, num_elements: int) -> None:
         super().__init__()

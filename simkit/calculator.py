@@ -17,15 +17,16 @@ from numpy.typing import NDArray
 
 from simkit.device import resolve_device
 from simkit.errors import ConfigError, DataError, GeometryError, SimkitError
-from simkit.graph import AtomGraph
+from simkit.graph import LABELS, AtomGraph
 from simkit.memory import keep_freed_memory
 from simkit.neighbors import NeighborList, SkinCache
 from simkit.potential import Potential
 from simkit.potentials import load
+from simkit.properties import isolated_only
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
-# Computed from the first time that they are asked for; energy, energies and forces come along always.
-ON_REQUEST = ("stress", "dipole", "charges")
+# What comes along always; the rest is computed from the first time that it is asked for.
+ALWAYS = ("energy", "energies", "forces")
 # Structures are evaluated together up to this many atoms: on a CPU few enough to stay near its caches, on a GPU enough to fill it.
 BATCH_ATOMS = {"cpu": 128, "cuda": 8192}
 COINCIDING = 1e-10  # angstrom^2
@@ -40,7 +41,9 @@ class Calculator(ASECalculator):
 
     Results are float64: energy and free_energy in eV (the same number), energies [N] eV, forces [N, 3] eV/angstrom,
     stress [6] eV/angstrom^3 in ASE's sign and Voigt order (structures periodic in all directions), dipole [3] e*angstrom (isolated
-    structures), charges [N] e, as far as the model has them. Forces always come with the energy, in one pass.
+    structures), charges [N] e, as far as the model has them. Forces always come with the energy, in one pass. Other properties of the
+    model lie under simkit's names in the shapes and units of `simkit.graph.LABELS`: ``calculator.get_property("gap", atoms)`` in eV,
+    ``"polarizability"`` [3, 3] angstrom^3, and so on.
     ``atoms.info["charge"]`` is the total charge.
 
     The same positions give the same bits whatever was computed before: edges are cut to the cutoff and sorted, so that they do not
@@ -161,7 +164,7 @@ class Calculator(ASECalculator):
             )
         outputs = tuple(dict.fromkeys("energy" if name == "free_energy" else name for name in properties))
         for atoms in structures:
-            _check_defined(atoms, properties)
+            self._check_defined(atoms, properties)
         found = []
         for chunk in _chunks(structures, BATCH_ATOMS[self.device.type]):
             self.potential.check_elements(np.unique(np.concatenate([atoms.numbers for atoms in chunk])).tolist())
@@ -176,14 +179,26 @@ class Calculator(ASECalculator):
 
     def _outputs(self, atoms: Atoms, properties: Sequence[str]) -> tuple[str, ...]:
         """What to compute: what is needed in each step anyway, and what was asked for now or earlier and this structure has."""
-        _check_defined(atoms, properties)
-        self._asked.update(name for name in properties if name in ON_REQUEST)
-        wanted = {"energy", "energies", "forces"} | self._asked
+        self._check_defined(atoms, properties)
+        self._asked.update(name for name in properties if name not in ALWAYS)
+        wanted = {*ALWAYS} | self._asked
         if not atoms.pbc.all():
             wanted.discard("stress")
         if atoms.pbc.any():
-            wanted.discard("dipole")
+            wanted -= isolated_only(self.potential.heads)
         return tuple(name for name in self.potential.outputs if name in wanted)
+
+    def _check_defined(self, atoms: Atoms, properties: Sequence[str]) -> None:
+        """Refuse what is not defined for the boundary conditions of the structure."""
+        if "stress" in properties and not atoms.pbc.all():
+            raise PropertyError(
+                f"stress needs a structure that is periodic in all three directions; pbc is {atoms.pbc.tolist()}"
+            )
+        undefined = [name for name in properties if name in isolated_only(self.potential.heads)]
+        if undefined and atoms.pbc.any():
+            raise PropertyError(
+                f"the {undefined[0]} of a periodic structure is not defined; ask for charges or other properties, or set pbc to False"
+            )
 
     def _update_graph(self, atoms: Atoms) -> None:
         """Bring the graph up to date, touching only what changed since the last structure."""
@@ -265,16 +280,6 @@ def _charge(atoms: Atoms) -> float:
         raise DataError(f'atoms.info["charge"] must be the total charge in e, found {charge!r}') from None
 
 
-def _check_defined(atoms: Atoms, properties: Sequence[str]) -> None:
-    """Refuse what is not defined for the boundary conditions of the structure."""
-    if "stress" in properties and not atoms.pbc.all():
-        raise PropertyError(
-            f"stress needs a structure that is periodic in all three directions; pbc is {atoms.pbc.tolist()}"
-        )
-    if "dipole" in properties and atoms.pbc.any():
-        raise PropertyError("the dipole of a periodic structure is not defined; ask for charges, or set pbc to False")
-
-
 def _numpy(value: torch.Tensor) -> NDArray[np.float64]:
     return value.cpu().numpy().astype(np.float64)
 
@@ -287,10 +292,10 @@ def _as_ase(results: dict[str, NDArray[np.float64]], atoms: slice, structure: in
             found["energy"] = found["free_energy"] = float(value[structure])
         elif name == "stress":
             found["stress"] = full_3x3_to_voigt_6_stress(value[structure])
-        elif name == "dipole":
-            found["dipole"] = value[structure]
-        else:
+        elif LABELS[name].per == "atom":
             found[name] = value[atoms]
+        else:
+            found[name] = value[structure] if LABELS[name].shape else float(value[structure])
     return found
 
 

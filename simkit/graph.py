@@ -13,6 +13,7 @@ from torch_geometric.data import Data
 
 from simkit.errors import DataError, LabelError
 from simkit.neighbors import neighbor_list
+from simkit.units import unit_factor, unit_text
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -20,38 +21,50 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LabelSpec:
-    """What a label is: per structure or per atom, its shape for one of them, and its unit."""
+    """What a label is: per structure or per atom, its shape for one of them, and its unit.
+
+    ``error_unit`` is the one that the literature gives errors in: meV for energies, debye for the norm of the dipole.
+    """
 
     name: str
     per: Literal["graph", "atom"]
     shape: tuple[int, ...]
     unit: str
+    error_unit: str
     description: str = ""
+
+    def in_error_unit(self, value: float) -> tuple[float, str]:
+        """Return a value, which is in ``unit``, in ``error_unit``, and what to print behind it."""
+        return value / unit_factor(self.error_unit), unit_text(self.error_unit)
 
 
 LABELS: dict[str, LabelSpec] = {
     spec.name: spec
     for spec in (
-        LabelSpec("energy", "graph", (), "eV", "total energy"),
-        LabelSpec("forces", "atom", (3,), "eV/angstrom", "minus the gradient of the energy"),
-        LabelSpec("stress", "graph", (3, 3), "eV/angstrom^3", "in ASE's sign: positive under tension"),
-        LabelSpec("dipole", "graph", (3,), "e*angstrom", "electric dipole moment"),
-        LabelSpec("energies", "atom", (), "eV", "atomic contributions to the energy"),
-        LabelSpec("charge", "graph", (), "e", "total charge"),
-        LabelSpec("charges", "atom", (), "e", "partial charges"),
-        LabelSpec("weight", "graph", (), "1", "weight of the structure in the loss"),
-        LabelSpec("mu", "graph", (), "e*angstrom", "norm of the dipole moment"),
-        LabelSpec("alpha", "graph", (), "angstrom^3", "isotropic polarizability"),
-        LabelSpec("homo", "graph", (), "eV", "energy of the highest occupied orbital"),
-        LabelSpec("lumo", "graph", (), "eV", "energy of the lowest unoccupied orbital"),
-        LabelSpec("gap", "graph", (), "eV", "lumo minus homo"),
-        LabelSpec("r2", "graph", (), "angstrom^2", "electronic spatial extent"),
-        LabelSpec("zpve", "graph", (), "eV", "zero-point vibrational energy"),
-        LabelSpec("U0", "graph", (), "eV", "internal energy at 0 K"),
-        LabelSpec("U", "graph", (), "eV", "internal energy at 298.15 K"),
-        LabelSpec("H", "graph", (), "eV", "enthalpy at 298.15 K"),
-        LabelSpec("G", "graph", (), "eV", "free energy at 298.15 K"),
-        LabelSpec("Cv", "graph", (), "eV/K", "heat capacity at 298.15 K"),
+        LabelSpec("energy", "graph", (), "eV", "meV", "total energy"),
+        LabelSpec("forces", "atom", (3,), "eV/angstrom", "meV/angstrom", "minus the gradient of the energy"),
+        LabelSpec(
+            "stress", "graph", (3, 3), "eV/angstrom^3", "meV/angstrom^3", "in ASE's sign: positive under tension"
+        ),
+        LabelSpec("dipole", "graph", (3,), "e*angstrom", "me*angstrom", "electric dipole moment"),
+        LabelSpec("energies", "atom", (), "eV", "meV", "atomic contributions to the energy"),
+        LabelSpec("charge", "graph", (), "e", "me", "total charge"),
+        LabelSpec("charges", "atom", (), "e", "me", "partial charges"),
+        LabelSpec("magmoms", "atom", (), "mu_B", "mu_B", "magnetic moments"),
+        LabelSpec("weight", "graph", (), "1", "1", "weight of the structure in the loss"),
+        LabelSpec("mu", "graph", (), "e*angstrom", "debye", "norm of the dipole moment"),
+        LabelSpec("alpha", "graph", (), "angstrom^3", "bohr^3", "isotropic polarizability"),
+        LabelSpec("polarizability", "graph", (3, 3), "angstrom^3", "bohr^3", "static dipole polarizability"),
+        LabelSpec("homo", "graph", (), "eV", "meV", "energy of the highest occupied orbital"),
+        LabelSpec("lumo", "graph", (), "eV", "meV", "energy of the lowest unoccupied orbital"),
+        LabelSpec("gap", "graph", (), "eV", "meV", "lumo minus homo"),
+        LabelSpec("r2", "graph", (), "angstrom^2", "bohr^2", "electronic spatial extent"),
+        LabelSpec("zpve", "graph", (), "eV", "meV", "zero-point vibrational energy"),
+        LabelSpec("U0", "graph", (), "eV", "meV", "internal energy at 0 K"),
+        LabelSpec("U", "graph", (), "eV", "meV", "internal energy at 298.15 K"),
+        LabelSpec("H", "graph", (), "eV", "meV", "enthalpy at 298.15 K"),
+        LabelSpec("G", "graph", (), "eV", "meV", "free energy at 298.15 K"),
+        LabelSpec("Cv", "graph", (), "eV/K", "cal/mol/K", "heat capacity at 298.15 K"),
     )
 }
 """Every label under its fixed name, with shape and unit. Nothing else is accepted as a label."""

@@ -1,4 +1,4 @@
-"""`Potential`: representation, heads and reference energies in one model that returns energies, forces, stress and dipoles."""
+"""`Potential`: representation, heads and reference energies in one model that returns energies, forces, stress and properties."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
-from ase.data import chemical_symbols
+from ase.data import atomic_masses, chemical_symbols
 from torch import Tensor, nn
 
 from simkit.errors import ConfigError, ElementError, GeometryError
 from simkit.files import atomic_path
 from simkit.graph import AtomGraph
-from simkit.heads import DipoleHead, EnergyHead, FeatureEnergyHead, Features
+from simkit.heads import EnergyHead, FeatureEnergyHead, Features, ScalarVectorHead
+from simkit.properties import DERIVED, KINDS, Properties, head_names, make_head, make_standards
 
 FORMAT = "simkit-potential"
 FORMAT_VERSION = 1
-DERIVED = ("energies", "forces", "stress")
 
 
 class Representation(nn.Module):
@@ -28,27 +28,66 @@ class Representation(nn.Module):
     and vectors ``[N, 3, channels]`` or None. It must be differentiable twice with respect to ``vectors``.
     """
 
-    has_vectors: ClassVar[bool] = False
-    is_classical: ClassVar[bool] = False  # the single scalar feature is the atomic energy in eV: no other head makes sense
+    has_vectors: bool = False  # may depend on the options
+    is_classical: ClassVar[bool] = (
+        False  # the single scalar feature is the atomic energy in eV: no other head makes sense
+    )
+    has_pair_energies: bool = False  # `pair_energies` adds to the energy
+    needs_charges: bool = False  # and it needs the charges of a dipole head
+    is_atomic: bool = (
+        True  # False where `energy_head` reads the structure as a whole and gives every atom an even share
+    )
     channels: int
     activation: nn.Module
+
+    @classmethod
+    def for_elements(cls, options: Any, cutoff: float, elements: Sequence[int]) -> Representation:
+        """Build for atomic numbers in ascending order; an architecture to which they are more than indices overrides this."""
+        return cls(options, cutoff, len(elements))
+
+    def element_axis(self) -> Tensor | None:
+        """Say which elements the entries of a weight's dimension belong to that is neither one per element nor independent of them.
+
+        Returns:
+            [size of the dimension, k + 1] int64: up to k species of each entry in ascending order, -1 where there are fewer, and its
+            number among the entries of the same species. None where weights have no such dimension.
+        """
+        return None
 
     def energy_head(self) -> nn.Module:
         """Return the head from `Features` to atomic energies [N]; architectures with a readout of their own override this."""
         return FeatureEnergyHead() if self.is_classical else EnergyHead(self.channels, self.activation)
 
+    def dipole_head(self) -> nn.Module:
+        """Return the head from `Features` to raw charges [N] and atomic dipoles [N, 3] or None; overridden likewise."""
+        return ScalarVectorHead(self.channels, self.channels if self.has_vectors else 0, self.activation)
+
+    def pair_energies(self, species: Tensor, edge_index: Tensor, vectors: Tensor, charges: Tensor | None) -> Tensor:
+        """Return what physics adds to the energies of atoms, [N] in eV, in an architecture that sets ``has_pair_energies``.
+
+        It is added as it is: not scaled, and not read from features. Each atom has half of every pair's energy.
+
+        Args:
+            species, edge_index, vectors: as in ``forward``.
+            charges: [N], summing to the total charge of each structure; None unless ``needs_charges``.
+        """
+        raise NotImplementedError
+
 
 class Potential(nn.Module):
-    """A potential energy surface.
+    """A potential energy surface, and other properties of its structures.
 
     Energy of a structure: ``sum_i scale * head(features_i) + shift + reference[z_i]``, summed in float64. Forces and stress are
     derivatives with respect to the edge vectors: with g_ij = dE/dr_ij, F_i = sum_j (g_ij - g_ji) and
     stress = sum_ij r_ij (x) g_ij / V, which holds for any many-body energy that depends on positions through edge vectors alone.
+    An architecture may add pair energies of physics (`Representation.pair_energies`) to that, with the model's own charges.
+    How the other properties are made is said in `simkit.properties.Properties`.
 
     Args:
         architecture: registered name of the representation, and ``options`` what it was built with (both for the file).
         elements: atomic numbers that the model knows.
-        outputs: what there are heads for: "energy", "dipole".
+        outputs: what there are heads for: any of `simkit.properties.KINDS`, such as "energy", "dipole", "gap" or "Cv".
+        pooling: of what does not grow with the structure (homo, lumo, gap): "mean" of the atoms, or "set2set".
         anchored: subtract the model's own energy of each isolated atom and leave out the shift, so that a lone atom has its
             reference energy (exactly, but for the rounding of the network's own dtype).
     """
@@ -57,6 +96,7 @@ class Potential(nn.Module):
     reference: Tensor
     scale: Tensor
     shift: Tensor
+    masses: Tensor
 
     def __init__(
         self,
@@ -67,6 +107,7 @@ class Potential(nn.Module):
         cutoff: float,
         elements: Sequence[int],
         outputs: Sequence[str] = ("energy",),
+        pooling: str = "mean",
         anchored: bool = False,
         info: Mapping[str, Any] | None = None,
     ) -> None:
@@ -78,29 +119,30 @@ class Potential(nn.Module):
         self.anchored = anchored
         self.info: dict[str, Any] = dict(info or {})
         self.representation = representation
-        self.heads = nn.ModuleDict()
-        for name in outputs:
-            self.heads[name] = self._make_head(name)
+        self.pooling = pooling
+        if anchored and not representation.is_atomic:
+            raise ConfigError(
+                f"anchored=True needs a size-extensive energy, but this {architecture} reads the structure as a whole: atoms far "
+                "apart would not have the sum of their reference energies; set anchored to False or choose a readout that is a sum"
+            )
+        names = head_names(outputs, architecture)
+        if representation.needs_charges and not {"dipole", "charges"} & set(names):
+            names.append("dipole")
+        self.heads = nn.ModuleDict({name: make_head(name, architecture, representation, pooling) for name in names})
+        self.standards = make_standards(names, len(self.elements))
         table = torch.full((max(self.elements) + 1,), -1, dtype=torch.int64)
         table[self.elements] = torch.arange(len(self.elements))
         self.register_buffer("species_of_z", table, persistent=False)
+        self.register_buffer("masses", torch.from_numpy(atomic_masses[self.elements]), persistent=False)
         self.register_buffer("reference", torch.zeros(len(self.elements), dtype=torch.float64))
         self.register_buffer("scale", torch.ones((), dtype=torch.float64))
         self.register_buffer("shift", torch.zeros((), dtype=torch.float64))
 
-    def _make_head(self, name: str) -> nn.Module:
-        rep = self.representation
-        if name == "energy":
-            return rep.energy_head()
-        if name == "dipole" and not rep.is_classical:
-            return DipoleHead(rep.channels, rep.channels if rep.has_vectors else 0, rep.activation)
-        raise ConfigError(f"{self.architecture} cannot give the output {name!r}; expected energy or dipole")
-
     @property
     def outputs(self) -> tuple[str, ...]:
         """Everything that can be asked for."""
-        derived = DERIVED if "energy" in self.heads else ()
-        return (*self.heads, *derived, *(("charges",) if "dipole" in self.heads else ()))
+        derived = [name for head in self.heads for name in DERIVED.get(head, ())]
+        return tuple(dict.fromkeys([*self.heads, *derived]))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -165,12 +207,13 @@ class Potential(nn.Module):
         Args:
             graph: structures with edges within ``cutoff`` (longer ones add nothing).
             outputs: any of ``self.outputs``: energy [B] float64 eV; energies [N] float64 eV; forces [N, 3] eV/angstrom;
-                stress [B, 3, 3] eV/angstrom^3 in ASE's sign; dipole [B, 3] e*angstrom; charges [N] e.
+                stress [B, 3, 3] eV/angstrom^3 in ASE's sign; dipole [B, 3] e*angstrom; charges [N] e; and properties in the
+                shapes and units of `simkit.graph.LABELS`.
             differentiable: keep the graph of the derivatives, for training on forces and stress.
 
         Raises:
-            ConfigError: if an output is unknown to the model, a dipole is asked of a periodic structure, or forces in
-                ``torch.inference_mode()``.
+            ConfigError: if an output is unknown to the model, a dipole or another property that positions enter is asked of a
+                periodic structure, or forces in ``torch.inference_mode()``.
             ElementError: if an element is unknown to the model.
             GeometryError: if two atoms coincide, or a stress is asked for without a volume.
         """
@@ -191,12 +234,19 @@ class Potential(nn.Module):
                 vectors.requires_grad_(True)
             result: dict[str, Tensor] = {}
             features = self._features(graph, species, vectors)
-            if "energy" in self.heads and (derivatives or "energy" in outputs or "energies" in outputs):
+            with_energy = "energy" in self.heads and (derivatives or "energy" in outputs or "energies" in outputs)
+            wanted = {*outputs, "charges"} if with_energy and self.representation.needs_charges else set(outputs)
+            if wanted - {"energy", *DERIVED["energy"]}:
+                own = features.first(graph.z.shape[0], graph.num_structures)  # without the atoms that ride along
+                result.update(Properties(self.heads, self.standards, self.masses, graph, own)(wanted))
+            if with_energy:
                 energies = self._energies(features, graph.z.shape[0])
+                if self.representation.has_pair_energies:
+                    charges = result["charges"].to(vectors.dtype) if self.representation.needs_charges else None
+                    pairs = self.representation.pair_energies(species, graph.edge_index, vectors, charges)
+                    energies = energies + pairs.double()
                 result["energies"] = energies
                 result["energy"] = energies.new_zeros(graph.num_structures).index_add(0, graph.batch, energies)
-            if "dipole" in outputs or "charges" in outputs:
-                result.update(self._dipole(graph, features, outputs))
             if derivatives:
                 result.update(_derivatives(graph, result["energy"], vectors, outputs, differentiable))
         return {
@@ -223,25 +273,6 @@ class Potential(nn.Module):
             raw, offset = raw[:n] - raw[n:].index_select(0, species), self.reference
         return raw * self.scale + offset.index_select(0, species)
 
-    def _dipole(self, graph: AtomGraph, features: Features, outputs: Sequence[str]) -> dict[str, Tensor]:
-        """Charges corrected evenly to the total charge; mu = sum_i (q_i r_i + mu_i)."""
-        if "dipole" in outputs and graph.pbc.device.type == "cpu" and bool(graph.pbc.any()):
-            raise ConfigError("the dipole of a periodic structure is not defined; ask for charges, or set pbc to False")
-        charges, atomic = self.heads["dipole"](features)
-        if self.anchored:  # without the atoms that ride along
-            charges, atomic = charges[: graph.z.shape[0]], None if atomic is None else atomic[: graph.z.shape[0]]
-        counts = (graph.ptr[1:] - graph.ptr[:-1]).to(charges.dtype)
-        total = graph.charge.to(charges.dtype) if "charge" in graph else torch.zeros_like(counts)
-        excess = torch.zeros_like(counts).index_add(0, graph.batch, charges) - total
-        charges = charges - (excess / counts).index_select(0, graph.batch)
-        # Positions relative to the centroid keep float32 exact far from the origin; the total charge carries the rest.
-        pos = graph.pos
-        center = pos.new_zeros(len(counts), 3).index_add(0, graph.batch, pos) / counts.to(pos.dtype).unsqueeze(1)
-        local = (pos - center.index_select(0, graph.batch)).to(charges.dtype)
-        moments = charges.unsqueeze(1) * local if atomic is None else charges.unsqueeze(1) * local + atomic
-        dipole = charges.new_zeros(len(counts), 3).index_add(0, graph.batch, moments)
-        return {"charges": charges, "dipole": dipole + total.unsqueeze(1) * center.to(charges.dtype)}
-
     def header(self) -> dict[str, Any]:
         """Everything besides the weights that is needed to rebuild the model."""
         return {
@@ -252,6 +283,7 @@ class Potential(nn.Module):
             "cutoff": self.cutoff,
             "elements": self.elements,
             "outputs": list(self.heads),
+            **({"pooling": self.pooling} if any(KINDS[name] == "intensive" for name in self.heads) else {}),
             "anchored": self.anchored,
             "dtype": str(self.dtype).removeprefix("torch."),
             "units": {"energy": "eV", "length": "angstrom", "charge": "e"},

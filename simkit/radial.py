@@ -22,19 +22,21 @@ class CosineCutoff(nn.Module):
 
 
 class PolynomialCutoff(nn.Module):
-    """f(x) = 1 - 10 x^3 + 15 x^4 - 6 x^5 with x = r / rc (Unke & Meuwly, J. Chem. Theory Comput. 15, 3678 (2019), eq. 8).
+    """f(x) = 1 - (p+1)(p+2)/2 x^p + p(p+2) x^(p+1) - p(p+1)/2 x^(p+2) with x = r / rc (Gasteiger et al., ICLR 2020, eq. 8).
 
-    Value, first and second derivative vanish at the cutoff; otherwise it is within 0.044 of the cosine cutoff.
+    Value, first and second derivative vanish at the cutoff. With ``power`` 3 it is 1 - 10 x^3 + 15 x^4 - 6 x^5 (Unke & Meuwly,
+    J. Chem. Theory Comput. 15, 3678 (2019), eq. 8), within 0.044 of the cosine cutoff; a larger one stays near 1 for longer.
     """
 
-    def __init__(self, cutoff: float) -> None:
+    def __init__(self, cutoff: float, power: int = 3) -> None:
         super().__init__()
         self.cutoff = cutoff
+        self.power = power
 
     def forward(self, r: Tensor) -> Tensor:
         """Map distances to weights of the same shape."""
-        x = (r / self.cutoff).clamp(max=1.0)
-        return 1.0 + x**3 * (x * (15.0 - 6.0 * x) - 10.0)
+        x, p = (r / self.cutoff).clamp(max=1.0), self.power
+        return 1.0 + x**p * (x * (p * (p + 2.0) - 0.5 * p * (p + 1.0) * x) - 0.5 * (p + 1.0) * (p + 2.0))
 
 
 def make_cutoff(name: CutoffName, cutoff: float) -> nn.Module:
@@ -43,14 +45,22 @@ def make_cutoff(name: CutoffName, cutoff: float) -> nn.Module:
 
 
 class SineBasis(nn.Module):
-    """sin(n pi r / rc) / r for n = 1..count (PaiNN, Schuett et al. 2021, eq. 11); [E] -> [E, count]."""
+    """sin(n pi r / rc) / r for n = 1..count (PaiNN, Schuett et al. 2021, eq. 11); [E] -> [E, count].
+
+    Args:
+        trainable: let training change the frequencies n.
+    """
 
     orders: Tensor  # whole numbers, which a change of dtype leaves exact
 
-    def __init__(self, count: int, cutoff: float) -> None:
+    def __init__(self, count: int, cutoff: float, *, trainable: bool = False) -> None:
         super().__init__()
         self.cutoff = cutoff
-        self.register_buffer("orders", torch.arange(1.0, count + 1.0), persistent=False)
+        orders = torch.arange(1.0, count + 1.0)
+        if trainable:
+            self.orders = nn.Parameter(orders)
+        else:
+            self.register_buffer("orders", orders, persistent=False)
 
     def forward(self, r: Tensor) -> Tensor:
         """Expand distances."""

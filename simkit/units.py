@@ -27,6 +27,8 @@ FORCE_TO_ACCELERATION = 1.602176634e-19 / 1.66053906660e-27 * 1e-10
 UNITS: dict[str, float] = {
     "1": 1.0,
     "e": 1.0,
+    "me": 1e-3,  # of an elementary charge
+    "mu_b": 1.0,  # Bohr magneton
     "ev": 1.0,
     "mev": 1e-3,
     "hartree": HARTREE,
@@ -74,3 +76,10 @@ def unit_factor(unit: str) -> float:
         value = UNITS[key] ** int(power or 1)
         factor = factor / value if sign == "/" else factor * value
     return factor
+
+
+def unit_text(unit: str) -> str:
+    """Return a unit as it is printed: ``"meV/angstrom^3"`` as ``"meV/Å³"``, ``"debye"`` as ``"D"``."""
+    for name, sign in (("angstrom", "Å"), ("debye", "D"), ("mu_B", "μB"), ("*", "·"), ("^2", "²"), ("^3", "³")):
+        unit = unit.replace(name, sign)
+    return unit

@@ -25,10 +25,23 @@ PROJECT = PYPROJECT["project"]
 
 # Imports point to an earlier row or stay on the same. A name stands for the module or the whole package.
 LAYERS = [
-    {"errors", "units", "files", "progress", "config", "plotting", "memory", "device", "interrupt"},
+    {"errors", "units", "files", "progress", "config", "plotting", "label_placement", "memory", "device", "interrupt"},
     {"neighbors", "integrators", "kernels"},
     {"graph"},
-    {"potential", "heads", "radial"},
+    {
+        "potential",
+        "heads",
+        "properties",
+        "radial",
+        "bessel",
+        "triplets",
+        "readout",
+        "initialization",
+        "electrostatics",
+        "dispersion",
+        "equivariant",
+        "symmetric_contraction",
+    },
     {"potentials", "datasets", "training"},
     {"labeling", "md", "calculator"},
     {"workflows"},
@@ -239,7 +252,9 @@ def test_constraints_pin_every_dependency() -> None:
     pins = [line for line in lines if line and not line.startswith("#")]
     assert all(re.fullmatch(r"[a-z0-9-]+==[\w.]+", pin) for pin in pins)
     tested = PROJECT["dependencies"] + [
-        line for extra in ("xtb", "dft", "logging", "test") for line in PROJECT["optional-dependencies"][extra]
+        line
+        for extra in ("xtb", "dft", "dispersion", "logging", "test")
+        for line in PROJECT["optional-dependencies"][extra]
     ]
     assert not distributions(tested) - distributions(pins), "add these to constraints.txt"
 

@@ -56,9 +56,9 @@ def test_gives_what_is_asked_for_and_nothing_else(name: str, outputs: tuple[str,
 def test_declares_what_it_gives() -> None:
     assert set(make().outputs) == {"energy", "energies", "forces", "stress"}
     assert set(make(outputs=["energy", "dipole"]).outputs) == {
-        "energy", "energies", "forces", "stress", "dipole", "charges",
+        "energy", "energies", "forces", "stress", "dipole", "charges", "mu",
     }  # fmt: skip
-    assert set(make(outputs=["dipole"]).outputs) == {"dipole", "charges"}
+    assert set(make(outputs=["dipole"]).outputs) == {"dipole", "charges", "mu"}
     potential = make(elements=[8, 1, 1], cutoff=3)
     assert (potential.elements, potential.cutoff, potential.dtype) == ([1, 8], 3.0, torch.float64)
 

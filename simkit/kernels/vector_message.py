@@ -14,19 +14,17 @@ does not depend on the number of threads. Arrays are passed flat: in a row of th
 
 from __future__ import annotations
 
-import functools
-import os
 from typing import Any
 
 import numpy as np
 import torch
-from numba import config as numba_config
-from numba import njit, prange, set_num_threads
+from numba import njit, prange
 from numba.core.compiler import CompilerBase, DefaultPassBuilder
 from torch import Tensor
 
+from simkit.kernels.threads import task_count
+
 BLOCK = 64  # channels that one thread takes at least
-_PROCESS = os.getpid()
 
 
 def vector_message_reference(
@@ -126,27 +124,9 @@ def _blocks(channels: int) -> int:
     return (channels + BLOCK - 1) // BLOCK
 
 
-@functools.cache
-def _start_threads() -> None:
-    """Start Numba's threads and give PyTorch's number of threads back.
-
-    Numba's OpenMP layer may run on the very runtime that PyTorch uses, and sets that runtime's number of threads to its own when it
-    starts: a process told to use one thread would use all cores from the first kernel on.
-    """
-    threads = torch.get_num_threads()
-    set_num_threads(1)
-    torch.set_num_threads(threads)
-
-
 def _sizes(channels: int) -> tuple[int, int]:
-    """The number of channels, and of tasks that share them: as many as PyTorch has threads, so that one setting governs both."""
-    if os.getpid() != _PROCESS:
-        return channels, 1  # OpenMP ends a forked process that uses more threads than its own
-    _start_threads()
-    tasks = min(torch.get_num_threads(), numba_config.NUMBA_NUM_THREADS, _blocks(channels))
-    if tasks > 1:
-        set_num_threads(tasks)
-    return channels, tasks
+    """The number of channels, and of tasks that share them."""
+    return channels, task_count(_blocks(channels))
 
 
 def _flat(*tensors: Tensor) -> tuple[np.ndarray, ...]:
