@@ -15,6 +15,7 @@ INTERRUPTED = {
     "md": "; what was done is saved; continue with the same command and --restart",
     "label": "; what was done is saved; continue with the same command",
     "quickstart": "; what was done is saved; continue with the same command",
+    "compare": "; what was done is saved; continue with the same command",
 }
 
 
@@ -78,13 +79,49 @@ def train(
     data: Annotated[
         list[str] | None, typer.Option(help="Files or folders of frames, or embedded, qm9:U0, rmd17:ethanol.")
     ] = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(help="Property to train on, such as U0, mu or all; any number.", show_default=False),
+    ] = None,
     model: Annotated[str | None, typer.Option(help="Architecture; see simkit models.", show_default=False)] = None,
+    start: Annotated[
+        Path | None, typer.Option(help="Model file to start from (fine-tuning).", show_default=False)
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the training in OUT.")] = False,
 ) -> None:
     """Train a potential: model, metrics, plots and report."""
     from simkit.workflows.shell import train_model
 
-    train_model(recipe, settings or [], data or [], model, out, resume=resume, echo=typer.echo)
+    train_model(
+        recipe, settings or [], data or [], model, out, target=target or [], start=start, resume=resume, echo=typer.echo
+    )
+
+
+@app.command()
+def compare(
+    out: OutDir,
+    recipe: Annotated[Path | None, typer.Argument(help="Recipe (YAML), also with a section models.")] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="As in models.nequip.model.l_max=1.")] = None,
+    data: Annotated[list[str] | None, typer.Option(help="Training data, as for train.")] = None,
+    target: Annotated[list[str] | None, typer.Option(help="Property to train on, as for train.")] = None,
+    test: Annotated[list[str] | None, typer.Option(help="Test data; for rmd17 by default its test split.")] = None,
+    models: Annotated[str | None, typer.Option(help="Such as painn,schnet; by default all that train.")] = None,
+    budget_minutes: Annotated[float, typer.Option(help="Wall-clock time for each training.")] = 10.0,
+) -> None:
+    """Train several models under one budget and plot error against cost."""
+    from simkit.workflows.shell import compare_models
+
+    compare_models(
+        recipe,
+        settings or [],
+        data or [],
+        models,
+        out,
+        target=target or [],
+        test=test or [],
+        minutes=budget_minutes,
+        echo=typer.echo,
+    )
 
 
 @app.command()

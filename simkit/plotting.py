@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from simkit.files import atomic_path
+from simkit.label_placement import place_boxes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,6 +42,7 @@ STYLE: dict[Any, Any] = {
     "mathtext.default": "regular",
 }
 DENSE = 1000  # beyond this many points a parity plot is coloured by their density
+MOST_IN_A_ROW = 5  # panels side by side
 LINE_POINTS = 4000  # longer traces are drawn as the range within each bin
 
 Parameters = ParamSpec("Parameters")
@@ -76,33 +80,46 @@ def _axes(width: float = 5.2, height: float = 3.6) -> Axes:
 
 
 def _row(count: int, width: float, height: float) -> list[Axes]:
+    """Panels side by side, in rows of equal length where there are more than fit into one."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width * count, height), layout="constrained")
-    return [figure.add_subplot(1, count, k + 1) for k in range(count)]
+    rows = math.ceil(count / MOST_IN_A_ROW)
+    columns = math.ceil(count / rows)
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    if rows > 1:
+        figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)  # type: ignore[union-attr, call-arg]
+    return [figure.add_subplot(rows, columns, k + 1) for k in range(count)]
 
 
 @_styled
-def learning_curve(rows: Sequence[Mapping[str, float | None]]) -> list[Axes]:
+def learning_curve(
+    rows: Sequence[Mapping[str, float | None]], units: Mapping[str, tuple[str, float]] | None = None
+) -> list[Axes]:
     """Plot what was logged per epoch: one panel for each quantity, with training and validation together, on a log scale.
+
+    A quantity that falls below zero, as a log-likelihood may, has a linear scale.
 
     Args:
         rows: one mapping per epoch with ``epoch`` and columns called ``train_<quantity>`` or ``valid_<quantity>``; other columns are left
-            out. Missing values (None or nan) leave gaps. ``*_mae`` and ``*_rmse`` are in eV and angstrom and shown in meV.
+            out. Missing values (None or nan) leave gaps. ``*_mae`` and ``*_rmse`` are in eV and angstrom.
+        units: name of a quantity without ``_mae`` -> the unit that its errors are shown in and the factor to it; meV by default.
     """
     epochs = np.array([row["epoch"] for row in rows], dtype=float)
     columns = dict.fromkeys(name for row in rows for name in row if name.startswith(("train_", "valid_")))
     quantities = list(dict.fromkeys(name.split("_", 1)[1] for name in columns)) or ["loss"]
     panels = _row(len(quantities), 4.2, 3.4)
     for ax, quantity in zip(panels, quantities, strict=True):
-        title, unit, factor = _describe(quantity)
+        title, unit, factor = _describe(quantity, units)
+        negative = False
         for prefix, label, colour in (("train_", "training", BLUE), ("valid_", "validation", VERMILION)):
             values = np.array([_number(row.get(prefix + quantity)) for row in rows]) * factor
-            kept = np.isfinite(values) & (values > 0)
+            kept = np.isfinite(values) & (values != 0)
+            negative |= bool((values[kept] < 0).any())
             if kept.any():
                 ax.plot(epochs[kept], values[kept], color=colour, label=label, marker="." if kept.sum() < 30 else None)
-                ax.set_yscale("log")
-                _plain_log_ticks(ax)
+        if ax.lines and not negative:
+            ax.set_yscale("log")
+            _plain_log_ticks(ax)
         ax.set(title=title, xlabel="epoch", ylabel=unit)
         if ax.lines:
             ax.legend()
@@ -113,25 +130,28 @@ def _number(value: float | None) -> float:
     return float("nan") if value is None else float(value)
 
 
-def _describe(quantity: str) -> tuple[str, str, float]:
+def _describe(quantity: str, given: Mapping[str, tuple[str, float]] | None = None) -> tuple[str, str, float]:
     """Title, axis label and factor of a logged quantity."""
     kind = quantity.removesuffix("_per_atom").rsplit("_", 1)[-1]
     if kind not in ("mae", "rmse"):
         return quantity.replace("_", " "), quantity.replace("_", " "), 1.0
     name, per_atom = quantity.removesuffix("_per_atom").rsplit("_", 1)[0], quantity.endswith("_per_atom")
     units = {"energy": "meV", "forces": "meV/Å", "stress": "meV/Å$^3$", "dipole": "me·Å"}
-    unit = units.get(name, "10$^{-3}$ units") + ("/atom" if per_atom else "")
-    return name.replace("_", " "), f"{kind.upper()} ({unit})", 1000.0
+    unit, factor = (given or {}).get(name, (units.get(name, "10$^{-3}$ units"), 1000.0))
+    return name.replace("_", " "), f"{kind.upper()} ({unit}{'/atom' if per_atom else ''})", factor
 
 
-def _plain_log_ticks(ax: Axes) -> None:
-    """Write numbers instead of powers of ten, and on an axis that spans less than two decades label 2 and 5 as well."""
+def _plain_log_ticks(ax: Axes, which: Literal["x", "y"] = "y") -> None:
+    """Write numbers instead of powers of ten; on an axis that spans less than two decades label others between them as well."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    low, high = ax.get_ylim()
-    ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 100 * low else (1.0,)))
-    ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    ax.yaxis.set_minor_formatter(NullFormatter())
+    axis, (low, high) = (ax.yaxis, ax.get_ylim()) if which == "y" else (ax.xaxis, ax.get_xlim())
+    between = (
+        (1.0,) if high >= 100 * low else (1.0, 2.0, 5.0) if high >= 8 * low else (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
+    )
+    axis.set_major_locator(LogLocator(subs=between))
+    axis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.set_minor_formatter(NullFormatter())
 
 
 @_styled
@@ -300,3 +320,79 @@ def equation_of_state(
     ax.set(xlabel="volume (Å$^3$/atom)", ylabel="energy above the minimum (meV/atom)", title="Equation of state")
     ax.legend(loc="upper center", handlelength=0, frameon=True, framealpha=1.0, edgecolor="none")
     return ax
+
+
+@dataclass(frozen=True)
+class CostPanel:
+    """One panel of `error_against_cost`; ``points`` maps names to (cost, error), both positive."""
+
+    title: str
+    cost_label: str
+    error_label: str
+    points: Mapping[str, tuple[float, float]]
+
+
+@_styled
+def error_against_cost(panels: Sequence[CostPanel]) -> list[Axes]:
+    """Plot errors against costs on logarithmic axes, every point with its name.
+
+    A line joins the points that no other one beats in both, which are blue.
+    """
+    row = _row(len(panels), 4.6, 3.9)
+    for ax, panel in zip(row, panels, strict=True):
+        x, y = np.array(list(panel.points.values()), dtype=float).reshape(-1, 2).T
+        best = _unbeaten(x, y)
+        ax.plot(x[best], y[best], color="#BBBBBB", linewidth=1.2, zorder=1)
+        colours = [BLUE if k in best else VERMILION for k in range(len(x))]
+        ax.scatter(x, y, s=36, c=colours, edgecolors="white", linewidths=0.6, zorder=3)
+        ax.set(xscale="log", yscale="log", xlabel=panel.cost_label, ylabel=panel.error_label, title=panel.title)
+        ax.set(xlim=_with_room(x), ylim=_with_room(y))
+        _plain_log_ticks(ax)
+        _plain_log_ticks(ax, "x")
+    row[0].get_figure().draw_without_rendering()  # type: ignore[union-attr]  # places are known from here on
+    for ax, panel in zip(row, panels, strict=True):
+        _name_points(ax, panel.points)
+    return row
+
+
+def _unbeaten(x: NDArray[np.float64], y: NDArray[np.float64]) -> list[int]:
+    """Indices of the points with the lowest y among all of at most their x, in the order of x."""
+    best: list[int] = []
+    for k in np.lexsort((y, x)).tolist():
+        if not best or y[k] < y[best[-1]]:
+            best.append(k)
+    return best
+
+
+def _with_room(values: NDArray[np.float64]) -> tuple[float, float]:
+    """Limits of a logarithmic axis that leave room for names around the outermost points."""
+    low, high = float(values.min()), float(values.max())
+    room = max((high / low) ** 0.15, 1.4)
+    return low / room, high * room
+
+
+def _name_points(ax: Axes, points: Mapping[str, tuple[float, float]]) -> None:
+    """Write the names beside the points, none over another, with a thin line where a name is not next to its point."""
+    from matplotlib.patheffects import withStroke
+
+    pixel = 72.0 / ax.figure.dpi  # in points
+    texts = [
+        ax.annotate(name, at, (0, 0), textcoords="offset points", fontsize=9, zorder=4) for name, at in points.items()
+    ]
+    boxes = [text.get_window_extent() for text in texts]
+    sizes = np.array([(box.width, box.height) for box in boxes]).reshape(-1, 2) * pixel
+    anchors = ax.transData.transform(np.array(list(points.values()), dtype=float).reshape(-1, 2)) * pixel
+    left, bottom, right, top = pixel * np.array(ax.get_window_extent().padded(-2.0).extents)
+    x, y = pixel * ax.transData.transform(ax.lines[0].get_xydata()).T
+    along = np.linspace(0, len(x) - 1, 100 * len(x))
+    line = np.stack([np.interp(along, np.arange(len(x)), values) for values in (x, y)], axis=1)
+    centres = place_boxes(anchors, sizes, (left, bottom, right, top), gap=5.0, lines=line)
+    for text, anchor, centre, size in zip(texts, anchors, centres, sizes, strict=True):
+        text.set(ha="center", va="center", position=centre - anchor, in_layout=False)
+        text.set_path_effects([withStroke(linewidth=2.5, foreground="white")])
+        nearest = np.clip(anchor, centre - size / 2, centre + size / 2)
+        if np.linalg.norm(nearest - anchor) > 9.0:
+            style = {"arrowstyle": "-", "color": GREY, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3}
+            offset = nearest - anchor
+            leader = ax.annotate("", text.xy, offset, textcoords="offset points", arrowprops=style, zorder=2)
+            leader.set_in_layout(False)

@@ -21,6 +21,7 @@ from simkit.units import HARTREE
 
 COMMANDS = [
     "train",
+    "compare",
     "evaluate",
     "predict",
     "info",

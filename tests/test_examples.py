@@ -56,6 +56,14 @@ def test_label_and_train(tmp_path: Path, run: Run) -> None:
     assert "forces: MAE" in run("03_label_and_train.py", "--out", tmp_path / "water")
 
 
+def test_fine_tune(tmp_path: Path, run: Run) -> None:
+    path = tmp_path / "model.safetensors"
+    potentials.build("painn", cutoff=4.0, elements=[1, 6, 8], channels=16, layers=1).save(path)
+    text = run("04_fine_tune.py", path, tmp_path / "frames.xyz", "--mode", "frozen", "--out", tmp_path / "tuned")
+    assert "forces: MAE" in text
+    assert (tmp_path / "tuned" / "model.safetensors").is_file()
+
+
 def test_recipes_are_there() -> None:
     expected = {"rmd17_ethanol_painn", "rmd17_aspirin_painn", "qm9_u0_painn", "mlearn_si_painn"}
     assert expected <= {path.stem for path in RECIPES}

@@ -14,7 +14,7 @@ from simkit.config import parse_options
 from simkit.datasets.store import Store
 from simkit.errors import ConfigError, LabelError
 from simkit.graph import LABELS, AtomGraph
-from simkit.training.losses import PotentialObjective
+from simkit.training.losses import LearnedWeights, PotentialObjective
 from simkit.training.options import LossTerm, TrainingOptions
 
 SIZES = [1, 3, 2, 4, 3, 1]
@@ -192,7 +192,106 @@ def test_large_energies_lose_nothing() -> None:
     assert float(loss) == pytest.approx(1e-3, rel=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["mse", "mae", "huber"])
+@pytest.mark.parametrize("name", NAMES)
+def test_standardised(name: str, kind: str) -> None:
+    """Errors count in units of the spread; what is logged stays in those of the label."""
+    store = make_store()
+    model = Fixed(store)
+    term = LossTerm(weight=1.5, kind=kind, delta=0.7, standardised=True)
+    objective = PotentialObjective({name: term}, {name: 0.2})
+    counts = objective.counts(store, EVERYTHING)
+    loss, sums = objective(model, store.batch(EVERYTHING), counts)
+    error = (model.values[name] - store.labels[name]).numpy()
+    assert float(loss) == pytest.approx(1.5 * np.mean(penalty(kind, 0.7)(error / 0.2)), rel=1e-12)
+    assert float(sums[name]) / counts[name] == pytest.approx(np.mean(np.abs(error)), rel=1e-12)
+
+
+# ------------------------------------------------------------------------------------------------------ learned weights
+
+
+def learning(
+    kinds: dict[str, str], weights: dict[str, float] | None = None
+) -> tuple[LearnedWeights, PotentialObjective]:
+    """A small model of energy and dipole whose noise is learned, and the objective that uses it."""
+    terms = {n: LossTerm(kind=k, weight=(weights or {}).get(n, 1.0)) for n, k in kinds.items()}  # type: ignore[arg-type]
+    potential = potentials.build(
+        "painn",
+        cutoff=4.0,
+        elements=[1, 8],
+        channels=4,
+        layers=1,
+        basis=3,
+        dtype="float64",
+        outputs=("energy", "dipole"),
+    )
+    return LearnedWeights(potential, list(terms)), PotentialObjective(terms, learned=True)
+
+
+def test_learned_weights_are_the_likelihood_of_the_noise() -> None:
+    """Kendall et al., equations 7 and 10; for absolute errors with the density of Laplace instead of Gauss."""
+    store = make_store()
+    model, objective = learning({"energy": "mse", "dipole": "mae", "forces": "mae"}, {"dipole": 0.3})
+    with torch.no_grad():
+        model.raw.copy_(torch.tensor([0.05, -0.2, 0.11]))
+    sigma = model.noise()
+    assert sigma == pytest.approx({"energy": np.exp(0.5), "dipole": np.exp(-2.0), "forces": np.exp(1.1)})
+    batch = store.batch(EVERYTHING)
+    loss, _ = objective(model, batch, objective.counts(store, EVERYTHING))
+    predicted = model.potential(batch, ("energy", "dipole", "forces"))
+    e, d, f = (predicted[n].detach().numpy() - store.labels[n].numpy() for n in ("energy", "dipole", "forces"))
+    gauss = np.mean(e**2 / (2 * sigma["energy"] ** 2) + np.log(sigma["energy"]))
+    laplace = np.mean(np.abs(d) / sigma["dipole"] + np.log(sigma["dipole"]))
+    forces = np.mean(np.abs(f) / sigma["forces"] + np.log(sigma["forces"]))
+    assert float(loss.detach()) == pytest.approx(gauss + 0.3 * laplace + forces, rel=1e-12)
+
+
+def test_learned_noise_settles_at_the_size_of_the_errors() -> None:
+    store = make_store()
+    model, objective = learning({"energy": "mse", "dipole": "mae"})
+    batch = store.batch(EVERYTHING)
+    counts = objective.counts(store, EVERYTHING)
+    with torch.no_grad():
+        predicted = model.potential(batch, ("energy", "dipole"))
+    errors = {n: (predicted[n] - store.labels[n]).numpy() for n in predicted}
+    optimizer = torch.optim.Adam([model.raw], lr=0.01)
+    for step in range(600):
+        optimizer.param_groups[0]["lr"] = 0.01 * 0.99**step
+        optimizer.zero_grad()
+        objective(model, batch, counts)[0].backward()
+        optimizer.step()
+    expected = {"energy": np.sqrt(np.mean(errors["energy"] ** 2)), "dipole": np.mean(np.abs(errors["dipole"]))}
+    assert model.noise() == pytest.approx(expected, rel=1e-3)
+
+
+@settings(max_examples=10)
+@given(owner=st.lists(st.integers(0, 2), min_size=len(SIZES), max_size=len(SIZES)))
+def test_shards_add_up_with_learned_weights(owner: list[int]) -> None:
+    store = make_store(weighted=True)
+    model, objective = learning({"energy": "mse", "forces": "mae", "dipole": "mae"})
+    with torch.no_grad():
+        model.raw.copy_(torch.tensor([0.1, -0.1, 0.2]))
+    counts = objective.counts(store, EVERYTHING)
+
+    def of(indices: Tensor) -> tuple[Tensor, list[Tensor]]:
+        loss, _ = objective(model, store.batch(indices), counts)
+        return loss.detach(), list(torch.autograd.grad(loss, list(model.parameters()), materialize_grads=True))
+
+    loss, gradients = of(EVERYTHING)
+    shards = [of(indices) for k in range(3) if len(indices := EVERYTHING[torch.tensor(owner) == k])]
+    assert float(sum(s[0] for s in shards)) == pytest.approx(float(loss), rel=1e-12)
+    for k, gradient in enumerate(gradients):
+        torch.testing.assert_close(torch.stack([s[1][k] for s in shards]).sum(0), gradient, rtol=1e-9, atol=1e-12)
+
+
 # ------------------------------------------------------------------------------------------------------ errors
+
+
+def test_a_missing_spread_and_what_cannot_be_learned() -> None:
+    with pytest.raises(ConfigError, match="standardised loss of energy needs the spread"):
+        PotentialObjective({"energy": LossTerm(standardised=True), "forces": LossTerm()})
+    with pytest.raises(ConfigError, match=r"mse or mae, but loss\.forces\.kind is huber"):
+        PotentialObjective({"energy": LossTerm(), "forces": LossTerm(kind="huber")}, learned=True)
 
 
 def test_nothing_to_minimise() -> None:

@@ -11,6 +11,7 @@ from simkit.datasets.store import Store
 from simkit.graph import LABELS
 from simkit.potential import Potential
 from simkit.progress import track
+from simkit.properties import isolated_only
 
 Metrics = dict[str, float]
 
@@ -46,19 +47,21 @@ def predict(
 
 
 def labels_to_evaluate(potential: Potential, store: Store) -> tuple[str, ...]:
-    """Return the labels that the store has and the potential can give."""
-    return tuple(
-        name
-        for name in ("energy", "forces", "stress", "dipole", "charges")
-        if name in store.labels and name in potential.outputs
-    )
+    """Return the labels that the store has and the potential can give, as far as they are defined for the structures.
+
+    How an energy is shared between atoms is no prediction, unless it was trained as a property of its own.
+    """
+    hidden = {"energies"} - set(potential.heads)
+    if store.pbc is not None and bool(store.pbc.any()):
+        hidden |= isolated_only(potential.heads)
+    return tuple(name for name in LABELS if name in store.labels and name in potential.outputs and name not in hidden)
 
 
 def error_metrics(store: Store, predicted: dict[str, Tensor]) -> Metrics:
-    """Return MAE and RMSE of each predicted label, over components, in simkit's units.
+    """Return MAE and RMSE of each predicted label, over components, in simkit's units (see `simkit.graph.LABELS`).
 
-    Energy also per atom. Names: ``energy_mae`` (eV), ``energy_mae_per_atom``, ``forces_mae`` (eV/angstrom), ``stress_mae``
-    (eV/angstrom^3), and the same with ``rmse``.
+    Energy also per atom. Names: ``energy_mae`` (eV), ``energy_mae_per_atom``, ``forces_mae`` (eV/angstrom), ``mu_mae`` (e*angstrom),
+    ..., and the same with ``rmse``; `literature_errors` has them in the units that papers use.
     """
     metrics: Metrics = {}
     for name, values in predicted.items():
@@ -70,6 +73,16 @@ def error_metrics(store: Store, predicted: dict[str, Tensor]) -> Metrics:
             metrics["energy_mae_per_atom"] = float(per_atom.abs().mean())
             metrics["energy_rmse_per_atom"] = float(per_atom.square().mean().sqrt())
     return metrics
+
+
+def literature_errors(metrics: Metrics) -> dict[str, dict[str, float | str]]:
+    """Return ``{label: {"mae", "rmse", "unit"}}`` for metrics of `error_metrics`, in the units of the literature (meV, D, bohr³, ...)."""
+    table: dict[str, dict[str, float | str]] = {}
+    for name, spec in LABELS.items():
+        if f"{name}_mae" in metrics:
+            mae, unit = spec.in_error_unit(metrics[f"{name}_mae"])
+            table[name] = {"mae": mae, "rmse": spec.in_error_unit(metrics[f"{name}_rmse"])[0], "unit": unit}
+    return table
 
 
 def errors_per_element(store: Store, predicted: dict[str, Tensor]) -> dict[int, Metrics]:

@@ -10,14 +10,18 @@ from simkit.config import Options
 class LossTerm(Options):
     """One label's part in the loss.
 
-    Errors are in simkit's units (eV, eV/angstrom, ...). The term is ``weight`` times the mean over structures (energy, dipole, stress)
-    or over components (forces) of the squared, absolute or Huber error.
+    Errors are in simkit's units (eV, eV/angstrom, ...) or, if ``standardised``, in units of the label's spread in the training data
+    (`simkit.training.references.label_spread`), so that terms of different labels compare. The term is ``weight`` times the mean over all
+    components (of structures, or of atoms) of the squared, absolute or Huber error.
     """
 
     weight: float = Field(1.0, ge=0)
     kind: Literal["mse", "mae", "huber"] = "mse"
-    delta: float = Field(0.01, gt=0, description="where Huber turns from quadratic to linear, in the label's unit")
+    delta: float = Field(
+        0.01, gt=0, description="where Huber turns from quadratic to linear, in the unit of the errors"
+    )
     per_atom: bool = Field(False, description="divide the error of each structure by its number of atoms")
+    standardised: bool = Field(False, description="divide errors by the spread of the label in the training data")
 
 
 class TrainingOptions(Options):

@@ -14,6 +14,7 @@ from simkit.datasets import load as load_dataset
 from simkit.datasets.checks import unit_warnings
 from simkit.errors import ConfigError, LabelError, OutputError
 from simkit.files import ensure_output_dir, write_json
+from simkit.graph import LABELS
 from simkit.training.domain import closest_distances, extrapolation_warnings
 from simkit.training.evaluation import (
     Metrics,
@@ -21,10 +22,11 @@ from simkit.training.evaluation import (
     errors_per_element,
     errors_per_group,
     labels_to_evaluate,
+    literature_errors,
     predict,
 )
 from simkit.workflows.report import error_rows, format_metrics, save_parity
-from simkit.workflows.structures import open_potential
+from simkit.workflows.structures import labels_present, open_potential, with_labels
 from simkit.workflows.text import table
 
 if TYPE_CHECKING:
@@ -93,8 +95,7 @@ def evaluate(
         raise ConfigError(f"the batch size must be 1 or more, found {batch_size}")
     folder = None if out is None else _open_folder(out, overwrite)
     potential = open_potential(model, device, dtype)
-    options = {key: value for key, value in data.items() if key != "name"}
-    store = load_dataset(data["name"], **options)
+    store = _open_data(data, potential)
     echo(store.describe())
     labels = labels_to_evaluate(potential, store)
     if not labels:
@@ -116,6 +117,8 @@ def evaluate(
     if folder is not None:
         content = {
             "evaluated": {**result.metrics, "parameters": potential.num_parameters},
+            "units": {name: LABELS[name].unit for name in labels},
+            "literature": literature_errors(result.metrics),
             "elements": result.elements,
             "groups": result.groups,
             "model": os.fspath(model),
@@ -125,7 +128,7 @@ def evaluate(
             "warnings": result.warnings,
         }
         write_json(folder / METRICS, content)
-        save_parity(store, predicted, folder / PARITY)
+        save_parity(potential, store, predicted, folder / PARITY)
     return result
 
 
@@ -134,7 +137,8 @@ def errors_table(metrics: Metrics, spread: Mapping[str, float]) -> str:
     rows = []
     for name, mae, rmse in format_metrics(metrics):
         known = spread.get(name)
-        rows.append([name, mae, rmse, "" if known is None else f"{1000 * known:.4g} {mae.split(' ', 1)[1]}"])
+        value, unit = (0.0, "") if known is None else LABELS[name].in_error_unit(known)
+        rows.append([name, mae, rmse, "" if known is None else f"{value:.4g} {unit}"])
     return table(["", "MAE", "RMSE", "MAE of the mean"], rows)
 
 
@@ -161,6 +165,16 @@ def domain_warnings(potential: Potential, store: Store) -> list[str]:
     if "domain" in info:
         messages += extrapolation_warnings(info["domain"], closest_distances(store), store.name)
     return messages
+
+
+def _open_data(data: Mapping[str, Any], potential: Potential) -> Store:
+    """Open the data with the labels that the model gives."""
+    options = {key: value for key, value in data.items() if key != "name"}
+    if data["name"] == "frames":
+        # Not charges and energies of atoms that come along with others: programs that label frames mean something else by these.
+        own = [name for name in potential.outputs if name in potential.heads or name in ("mu", "alpha")]
+        options = with_labels("frames", options, labels_present(options, own))
+    return load_dataset(data["name"], **options)
 
 
 def _open_folder(out: str | os.PathLike[str], overwrite: bool) -> Path:

@@ -9,7 +9,8 @@ from typing import Any
 from simkit.datasets import load as load_dataset
 from simkit.potentials import available, build, load
 from simkit.training.evaluation import Metrics
-from simkit.workflows.report import error_rows
+from simkit.training.finetune import lineage
+from simkit.workflows.report import error_rows, noise_text, reference_lines
 from simkit.workflows.structures import data_source
 from simkit.workflows.text import table
 
@@ -43,10 +44,6 @@ def describe_model(path: Path) -> str:
 
     potential = load(path)
     info = dict(potential.info)
-    references = ", ".join(
-        f"{chemical_symbols[z]} {energy:.4f}"
-        for z, energy in zip(potential.elements, potential.reference.tolist(), strict=True)
-    )
     lines = [
         ("file", f"{path} ({path.stat().st_size / 1e6:.2f} MB)"),
         ("architecture", f"{potential.architecture}, {_options(potential.options)}"),
@@ -54,11 +51,18 @@ def describe_model(path: Path) -> str:
         ("cutoff", f"{potential.cutoff:g} angstrom"),
         ("elements", " ".join(chemical_symbols[z] for z in potential.elements)),
         ("outputs", ", ".join(potential.outputs)),
-        ("references", f"{references} eV" + (", exact for isolated atoms" if potential.anchored else "")),
+        *(line.split(": ", 1) for line in reference_lines(potential, {})),
+        *([("anchored", "isolated atoms have exactly their reference energies")] if potential.anchored else []),
         ("level of theory", info.pop("level_of_theory", None) or "not stated"),
     ]
     errors = info.pop("errors", {})
     domain = info.pop("domain", {})
+    if noise := info.pop("learned_noise", None):
+        lines.append(("learned noise", noise_text(noise)))
+    if start := info.pop("started_from", None):
+        lines.append(("started from", lineage(start)))
+    if replay := info.pop("replay", None):
+        lines.append(("replayed", f"{replay['structures']} structures of {replay['data']}"))
     lines += [(key.replace("_", " "), str(value)) for key, value in info.items() if value is not None]
     if domain.get("closest"):
         closest = ", ".join(f"{pair} {distance:.2f}" for pair, distance in domain["closest"].items())

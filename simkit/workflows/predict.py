@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from simkit.graph import AtomGraph
+from ase.calculators.calculator import all_properties
+
+from simkit.graph import LABELS, AtomGraph
 from simkit.progress import track
+from simkit.properties import isolated_only
 from simkit.training.domain import extrapolation_warnings, graph_distances
 from simkit.workflows.structures import (
     check_format,
@@ -50,6 +53,9 @@ def predict_file(
 ) -> Predictions:
     """Write structures with the model's energy and forces, and with stress, dipole and charges where model and structure have them.
 
+    Other properties of the model are written as values of ``info`` (per structure) or as arrays (per atom), under the names and in the
+    units of `simkit.graph.LABELS`.
+
     Args:
         structures: what to read, see `read_structures`.
         out: extended xyz, ``.traj``, ``.db`` or any other format of ASE that keeps energies and forces.
@@ -66,7 +72,8 @@ def predict_file(
     calculator = open_calculator(model, device, dtype)
     frames = read_structures(structures)
     labelled, properties = _label(calculator, frames)
-    kept = [name for name in ("energy", "forces") if name in properties]
+    last = {"energy", "forces", *labelled[-1].info, *labelled[-1].arrays}
+    kept = [name for name in properties if name in last]
     write_structures(target, labelled, {name: name for name in kept})
     return Predictions(target, len(labelled), properties, visited_warnings(calculator.potential, frames, "structures"))
 
@@ -98,14 +105,22 @@ def _label(calculator: Calculator, frames: Sequence[Atoms]) -> tuple[list[Atoms]
             for name in names:  # labels that the structures came with
                 copy.info.pop(name, None)
                 copy.arrays.pop(name, None)
-            copy.calc = SinglePointCalculator(copy, **results)
+            known = {name: value for name, value in results.items() if name in all_properties}
+            for name in (name for name in results if name not in known):
+                (copy.info if LABELS[name].per == "graph" else copy.arrays)[name] = results[name]
+            if known:
+                copy.calc = SinglePointCalculator(copy, **known)
             done[index] = copy
     properties = tuple(dict.fromkeys(name for names in kinds for name in names))
     return [done[index] for index in range(len(frames))], properties
 
 
 def _properties(calculator: Calculator, atoms: Atoms) -> tuple[str, ...]:
-    wanted = ["energy", "forces", "charges"]
-    wanted += ["stress"] if atoms.pbc.all() else []
-    wanted += ["dipole"] if not atoms.pbc.any() else []
-    return tuple(name for name in wanted if name in calculator.implemented_properties)
+    """All that the model gives for these boundaries, but for what other results say already."""
+    heads = calculator.potential.heads
+    left_out = {"energies", "free_energy"} - set(heads)
+    left_out |= {"mu"} if "dipole" in heads else set()
+    left_out |= {"alpha"} if "polarizability" in heads else set()
+    left_out |= set() if atoms.pbc.all() else {"stress"}
+    left_out |= isolated_only(heads) if atoms.pbc.any() else set()
+    return tuple(name for name in calculator.implemented_properties if name not in left_out)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from ase.data import chemical_symbols
@@ -20,13 +20,23 @@ from simkit.datasets.splits import Splits
 from simkit.datasets.store import Store
 from simkit.errors import SimkitError
 from simkit.files import write_json, write_text
-from simkit.graph import AtomGraph
+from simkit.graph import LABELS, AtomGraph
 from simkit.md.run import run_md
 from simkit.potential import Potential
+from simkit.properties import ELECTRONS, KINDS, Standard
 from simkit.training.domain import extrapolation_warnings, graph_distances
-from simkit.training.evaluation import Metrics, error_metrics, errors_per_element, errors_per_group
+from simkit.training.evaluation import (
+    Metrics,
+    error_metrics,
+    errors_per_element,
+    errors_per_group,
+    literature_errors,
+)
+from simkit.training.finetune import lineage
 from simkit.training.fit import FitResult
 from simkit.training.recipe import Recipe
+from simkit.training.references import label_spread, reference_sums
+from simkit.units import unit_text
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -34,8 +44,6 @@ if TYPE_CHECKING:
 # A short run is enough to see an energy that is not conserved; long ones are the user's.
 NVE_STEPS, NVE_TIMESTEP, NVE_TEMPERATURE = 1000, 0.5, 300.0
 NVE_MAX_ATOMS = 200
-# What 1/1000 of each label's internal unit is called.
-MILLI_UNITS = {"energy": "meV", "forces": "meV/Å", "stress": "meV/Å³", "dipole": "me·Å", "charges": "me"}
 
 
 @dataclass(frozen=True)
@@ -60,6 +68,7 @@ class TrainingReport:
     parameters: int
     drift: float | None
     warnings: list[str]
+    outputs: tuple[str, ...] = ()
 
 
 def write_report(
@@ -71,15 +80,18 @@ def write_report(
     result: FitResult,
     splits: Splits,
     warnings: list[str],
-    origin: str,
+    origins: Mapping[str, str],
     duplicates: int | None,
 ) -> TrainingReport:
     """Write ``metrics.json``, ``learning_curve.png``, ``parity.png`` and ``report.md`` and return their content.
 
+    ``metrics.json`` has the errors of every part in simkit's units, which it names under "units", and once more under "literature" in the
+    units of papers.
+
     Args:
         parts: name -> store; predictions: name -> output name -> values in the store's order.
         warnings: what is already known to be doubtful.
-        origin: where the reference energies came from; duplicates: geometries in two parts, None where not looked for.
+        origins: output -> where its reference values came from; duplicates: geometries in two parts, None where not looked for.
     """
     metrics = {name: error_metrics(parts[name], predicted) for name, predicted in predictions.items()}
     judged = "test" if "test" in parts else "valid" if "valid" in parts else "train"
@@ -95,45 +107,73 @@ def write_report(
         parameters=potential.num_parameters,
         drift=nve.drift if nve is not None else None,
         warnings=warnings,
+        outputs=potential.outputs,
     )
     cost = {"train_seconds": result.seconds, "epochs": result.epochs, "parameters": potential.num_parameters}
-    write_json(folder / "metrics.json", {**{name: {**values, **cost} for name, values in metrics.items()}, **cost})
+    write_json(folder / "metrics.json", _metrics_content(metrics, cost, list(predictions[judged])))
     if result.rows:
-        plotting.save(plotting.learning_curve(result.rows)[0], folder / "learning_curve.png")
-    save_parity(parts[judged], predictions[judged], folder / "parity.png")
+        plotting.save(plotting.learning_curve(result.rows, _curve_units())[0], folder / "learning_curve.png")
+    save_parity(potential, parts[judged], predictions[judged], folder / "parity.png")
     sections = [
-        _data_section(recipe, parts, splits, potential, origin, duplicates),
+        _data_section(recipe, parts, splits, potential, origins, duplicates),
         _error_section(metrics, parts[judged], predictions[judged], judged),
         _model_section(recipe, potential, result, nve),
         "## Warnings\n\n" + ("\n".join(f"- {text}" for text in warnings) or "None."),
         "![learning curve](learning_curve.png)\n\n![parity](parity.png)",
     ]
     write_text(
-        folder / "report.md", f"# {recipe.model.name} on {parts['train'].name}\n\n" + "\n\n".join(sections) + "\n"
+        folder / "report.md",
+        f"# {recipe.model.name}{_parent(potential)} on {parts['train'].name}\n\n" + "\n\n".join(sections) + "\n",
     )
     return report
 
 
-def save_parity(store: Store, predicted: Mapping[str, Tensor], path: Path) -> None:
-    """Save parity plots of everything that was predicted, side by side; energies per atom."""
+def _metrics_content(
+    metrics: Mapping[str, Metrics], cost: Mapping[str, float], labels: Sequence[str]
+) -> dict[str, Any]:
+    return {
+        **{name: {**values, **cost} for name, values in metrics.items()},
+        **cost,
+        "units": {name: LABELS[name].unit for name in labels},
+        "literature": {name: literature_errors(values) for name, values in metrics.items()},
+    }
+
+
+def save_parity(potential: Potential, store: Store, predicted: Mapping[str, Tensor], path: Path) -> None:
+    """Save parity plots of everything that was predicted: energies per atom, other extensive properties without the values of atoms."""
     panels = []
-    units = {"energy": "eV/atom", "forces": "eV/Å", "stress": "eV/Å³", "dipole": "e·Å", "charges": "e"}
     for name, values in predicted.items():
+        spec, title = LABELS[name], name
         reference = store.labels[name].double().cpu()
+        # The unit that errors are told in, but for those told in thousandths.
+        factor, unit = (1.0, unit_text(spec.unit)) if spec.error_unit.startswith("m") else spec.in_error_unit(1.0)
         if name == "energy":
             atoms = store.n_atoms.cpu()
-            reference, values = reference / atoms, values / atoms
-        panels.append((reference.numpy(), values.numpy(), units[name], name))
+            reference, values, unit = reference / atoms, values / atoms, "eV/atom"
+        elif KINDS.get(name) == "extensive" and name in potential.standards:
+            of_atoms = reference_sums(potential, store, name)
+            reference, values, title = reference - of_atoms, values - of_atoms, f"{name} − atoms"
+        panels.append((factor * reference.numpy(), factor * values.numpy(), unit, title))
     if panels:
         plotting.save(plotting.parity_panels(panels)[0], path)
 
 
+def _curve_units() -> dict[str, tuple[str, float]]:
+    """What learning curves call the errors of each label, and the factor from simkit's unit."""
+    units = {}
+    for name, spec in LABELS.items():
+        factor, unit = spec.in_error_unit(1.0)
+        units[name] = (unit, factor)
+    return units
+
+
 def nve_check(potential: Potential, atoms: Atoms, folder: Path) -> NveCheck | None:
-    """Run a short NVE trajectory and look at its drift and at the distances it visits; None for structures too large or too small.
+    """Run a short NVE trajectory and look at its drift and at the distances it visits; None for structures too large or too small, and
+    for models without energies.
 
     The run's own files are kept in ``folder``. A breakdown becomes a warning.
     """
-    if not 2 <= len(atoms) <= NVE_MAX_ATOMS:
+    if not 2 <= len(atoms) <= NVE_MAX_ATOMS or "energy" not in potential.heads:
         return None
     shutil.rmtree(folder, ignore_errors=True)  # of an earlier report of the same training
     calculator = Calculator(potential, dtype="float64")
@@ -150,14 +190,51 @@ def nve_check(potential: Potential, atoms: Atoms, folder: Path) -> NveCheck | No
 
 
 def format_metrics(metrics: Metrics) -> list[tuple[str, str, str]]:
-    """Return rows (quantity, MAE, RMSE) in the units that the literature uses: meV, meV/Å, ..."""
+    """Return rows (quantity, MAE, RMSE) in the units that the literature uses: meV, meV/Å, D, bohr³, ..."""
     rows = []
-    for name, unit in MILLI_UNITS.items():
+    for name, spec in LABELS.items():
         for suffix, title, per in (("", "", ""), ("_per_atom", " per atom", "/atom")):
             if f"{name}_mae{suffix}" in metrics:
-                mae, rmse = metrics[f"{name}_mae{suffix}"], metrics[f"{name}_rmse{suffix}"]
-                rows.append((name + title, f"{1000 * mae:.4g} {unit}{per}", f"{1000 * rmse:.4g} {unit}{per}"))
+                mae, unit = spec.in_error_unit(metrics[f"{name}_mae{suffix}"])
+                rmse, _ = spec.in_error_unit(metrics[f"{name}_rmse{suffix}"])
+                rows.append((name + title, f"{mae:.4g} {unit}{per}", f"{rmse:.4g} {unit}{per}"))
     return rows
+
+
+def reference_lines(potential: Potential, origins: Mapping[str, str]) -> list[str]:
+    """Return a line per output on what its values count from: per element where there are references, else their mean."""
+
+    def per_element(values: Tensor, unit: str) -> str:
+        return (
+            ", ".join(
+                f"{chemical_symbols[z]} {value:.4f}"
+                for z, value in zip(potential.elements, values.tolist(), strict=True)
+            )
+            + f" {unit}"
+        )
+
+    lines = []
+    if "energy" in potential.heads:
+        lines.append(_join("reference energies", origins.get("energy"), per_element(potential.reference, "eV")))
+    for name, module in potential.standards.items():
+        standard = cast(Standard, module)
+        if name == ELECTRONS:
+            lines.append(f"electrons per atom in r2: {per_element(standard.reference, '')}".rstrip())
+            continue
+        spec = LABELS[name]
+        factor, unit = (1.0, unit_text(spec.unit)) if spec.error_unit.startswith("m") else spec.in_error_unit(1.0)
+        intensive = KINDS[name] == "intensive"
+        value = (
+            f"{factor * float(standard.shift):.4f} {unit}"
+            if intensive
+            else per_element(factor * standard.reference, unit)
+        )
+        lines.append(_join(f"references of {name}", origins.get(name), value))
+    return lines
+
+
+def _join(title: str, origin: str | None, value: str) -> str:
+    return ": ".join(part for part in (title, origin, value) if part)
 
 
 def error_rows(table: Mapping[str, Metrics]) -> list[list[str]]:
@@ -179,7 +256,7 @@ def _data_section(
     parts: Mapping[str, Store],
     splits: Splits,
     potential: Potential,
-    origin: str,
+    origins: Mapping[str, str],
     duplicates: int | None,
 ) -> str:
     info = potential.info
@@ -191,11 +268,7 @@ def _data_section(
         f"- structures: {counts}; split {recipe.split.method}, seed {recipe.split.seed}",
         f"- data hash {info['data_hash'][:16]}, split hash {splits.hash[:16]}",
         f"- geometries in two parts of the split: {checked}",
-        f"- reference energies: {origin}: "
-        + ", ".join(
-            f"{chemical_symbols[z]} {e:.4f} eV"
-            for z, e in zip(potential.elements, potential.reference.tolist(), strict=True)
-        ),
+        *(f"- {line}" for line in reference_lines(potential, origins)),
     ]
     return "## Data\n\n" + "\n".join(lines) + "\n\n```\n" + parts["train"].describe() + "\n```"
 
@@ -205,9 +278,9 @@ def _error_section(metrics: Mapping[str, Metrics], store: Store, predicted: dict
     # An error means something only beside the spread of what is predicted.
     spreads = []
     for name in predicted:
-        values = store.labels[name].double().cpu()
-        spreads.append(f"{name} {1000 * float((values - values.mean(dim=0)).square().mean().sqrt()):.4g}")
-    text += f"\n\nSpread (standard deviation) of the {judged} labels, in the same units: {', '.join(spreads)}."
+        spread, unit = LABELS[name].in_error_unit(label_spread(store, name))
+        spreads.append(f"{name} {spread:.4g} {unit}")
+    text += f"\n\nSpread (RMS) of the {judged} labels around the best sum over elements: {', '.join(spreads)}."
     elements = {chemical_symbols[z]: values for z, values in errors_per_element(store, predicted).items()}
     if elements:
         text += f"\n\nPer element ({judged}):\n\n"
@@ -219,6 +292,16 @@ def _error_section(metrics: Mapping[str, Metrics], store: Store, predicted: dict
     return text
 
 
+def _parent(potential: Potential) -> str:
+    start = potential.info.get("started_from")
+    return f", started from {start['file']}," if start else ""
+
+
+def noise_text(noise: Mapping[str, float]) -> str:
+    """Return the noise of each label (see `simkit.training.losses.LearnedWeights`) in a line."""
+    return ", ".join(f"{name} {value:.3g}" for name, value in noise.items())
+
+
 def _model_section(recipe: Recipe, potential: Potential, result: FitResult, nve: NveCheck | None) -> str:
     size = f"cutoff {potential.cutoff} Å, {potential.num_parameters:,} parameters, options {potential.options}"
     place = f"{torch.get_num_threads()} threads, device {recipe.training.device}"
@@ -226,6 +309,10 @@ def _model_section(recipe: Recipe, potential: Potential, result: FitResult, nve:
         f"- {recipe.model.name}, {size}",
         f"- {result.epochs} epochs in {result.seconds:.0f} s ({place}); best epoch {result.best_epoch}",
     ]
+    if start := potential.info.get("started_from"):
+        lines.insert(1, f"- started from {lineage(start)}; {start['mode']}: {start['trained']}")
+    if noise := potential.info.get("learned_noise"):
+        lines.append(f"- noise that the loss learned, in the unit of its errors: {noise_text(noise)}")
     if nve is not None:
         run = f"NVE run of {nve.picoseconds:.2g} ps at {NVE_TEMPERATURE:.0f} K, {nve.atoms} atoms, float64"
         lines.append(f"- {run}: drift {nve.drift:.3g} meV/atom/ps, {1e3 * nve.seconds_per_step:.2f} ms per step")

@@ -6,8 +6,11 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from simkit.errors import ConfigError
+from simkit.errors import ConfigError, SimkitError
 from simkit.training.recipe import read_recipe
+from simkit.workflows.compare import compare
+from simkit.workflows.compare_recipes import comparison_recipes
+from simkit.workflows.compare_report import COST_PLOT, MARKDOWN, SIZE_PLOT, Comparison
 from simkit.workflows.evaluate import Evaluation, evaluate
 from simkit.workflows.info import errors_of_parts
 from simkit.workflows.predict import Predictions, predict_file
@@ -25,6 +28,8 @@ def train_model(
     model: str | None,
     out: Path,
     *,
+    target: Sequence[str] = (),
+    start: Path | None = None,
     resume: bool,
     echo: Echo,
 ) -> TrainingReport:
@@ -36,8 +41,12 @@ def train_model(
     overrides: dict[str, object] = {}
     if data:
         overrides["data"] = data_source(data)
+    if target:
+        overrides["target"] = list(target)
     if model is not None:
         overrides["model"] = {"name": model}
+    if start is not None:
+        overrides["start"] = {"model": str(start)}
     report = train(read_recipe(recipe, settings, overrides), out, resume=resume, echo=echo)
     if not report.metrics:  # another process of the same training tells
         return report
@@ -51,9 +60,55 @@ def train_model(
     echo(
         f"\nmodel:   {report.folder / MODEL}\nreport:  {report.folder / 'report.md'}, with learning_curve.png and parity.png\n"
         f"\nWhat to type next:\n  simkit info {path}\n  simkit evaluate {path} YOUR_DATA\n"
-        f"  simkit md {path} STRUCTURE --temperature 300 --out md"
+        + (
+            f"  simkit md {path} STRUCTURE --temperature 300 --out md"
+            if "forces" in report.outputs
+            else f"  simkit predict {path} STRUCTURES --out predicted.xyz"
+        )
     )
     return report
+
+
+def compare_models(
+    recipe: Path | None,
+    settings: Sequence[str],
+    data: Sequence[str],
+    models: str | None,
+    out: Path,
+    *,
+    target: Sequence[str] = (),
+    test: Sequence[str] = (),
+    minutes: float,
+    echo: Echo,
+) -> Comparison:
+    """Compare models and tell the table, where everything is, and which ones failed.
+
+    Args:
+        models: names separated by commas; None for those of the recipe, or all.
+
+    Raises:
+        SimkitError: also if a model failed, after all others are done.
+    """
+    overrides: dict[str, object] = {}
+    if data:
+        overrides["data"] = data_source(data)
+    if target:
+        overrides["target"] = list(target)
+    if test:
+        overrides["test"] = data_source(test)
+    names = [name.strip() for name in (models or "").split(",") if name.strip()]
+    comparison = compare(comparison_recipes(recipe, settings, overrides, names), out, minutes, echo)
+    if comparison.results:
+        echo(f"\n{comparison}\n")
+        for result in comparison.results:
+            for message in result.warnings:
+                echo(f"warning: {result.name}: {message}")
+        echo(f"table: {comparison.folder / MARKDOWN}\nplots: {comparison.folder / COST_PLOT}, {SIZE_PLOT}")
+    if comparison.failures:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in comparison.failures.items())
+        count = len(comparison.failures)
+        raise SimkitError(f"{count} of {count + len(comparison.results)} models failed: {reasons}")
+    return comparison
 
 
 def evaluate_model(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from simkit.config import nearest
+from simkit.datasets.frame_labels import KNOWN
 from simkit.errors import ConfigError, DataError, OutputError
 from simkit.files import atomic_path
 
@@ -54,6 +55,31 @@ def data_source(given: Sequence[str | os.PathLike[str]]) -> dict[str, Any]:
     if any(deepmd) and not all(deepmd):
         raise ConfigError(f"DeePMD folders and other files cannot be opened together, found {', '.join(words)}")
     return {"name": "deepmd" if words and all(deepmd) else "frames", "paths": words}
+
+
+def with_labels(name: str, options: Mapping[str, Any], labels: Sequence[str]) -> dict[str, Any]:
+    """Return the options of a source of data with further labels to read: frames hold whatever they hold, and have to be asked.
+
+    Args:
+        name: of the source; only "frames" is asked, unless the options name labels already.
+        labels: such as "gap"; energy, forces, stress, dipole and charge are found without.
+    """
+    further = [label for label in labels if label not in KNOWN]
+    if name != "frames" or "labels" in options or not further:
+        return dict(options)
+    return {**options, "labels": further}
+
+
+def labels_present(options: Mapping[str, Any], labels: Sequence[str]) -> list[str]:
+    """Return which of the labels the first file of frames has, for the options of that source."""
+    from simkit.datasets.frames import expand, read_file
+    from simkit.datasets.npz_file import read_npz
+
+    path = expand(options["paths"])[0]
+    names = {key.removeprefix("label:") for key in read_npz(path)} if path.suffix == ".npz" else None
+    if names is None:
+        names = set(next(read_file(path)).names())
+    return [label for label in labels if label in names]
 
 
 def _check_exists(word: str) -> None:
@@ -158,7 +184,8 @@ def write_structures(path: Path, frames: Sequence[Atoms], keep: Mapping[str, str
     """Write structures in the format that the suffix names, atomically.
 
     Args:
-        keep: names of results, and what to call them in the message, that must still be there when the file is read again.
+        keep: names of results, of ``info`` or of ``arrays``, and what to call them in the message, that must still be there when the file
+            is read again.
 
     Raises:
         ConfigError: if the format cannot hold this.
@@ -177,10 +204,10 @@ def write_structures(path: Path, frames: Sequence[Atoms], keep: Mapping[str, str
             raise ConfigError(
                 f"{path.name}: the format {name} cannot hold {len(frames)} such structures ({error}); write .xyz, .traj or .db"
             ) from error
-        found = {} if last.calc is None else last.calc.results
+        found = {*last.info, *last.arrays, *({} if last.calc is None else last.calc.results)}
         lost = [title for result, title in (keep or {}).items() if result not in found]
         if lost:
-            raise ConfigError(f"the format {name} does not keep {' and '.join(lost)}; write .xyz, .traj or .db")
+            raise ConfigError(f"the format {name} does not keep {' and '.join(lost)}; write .xyz or .traj")
 
 
 def open_potential(path: str | os.PathLike[str], device: str = "auto", dtype: str | None = None) -> Potential:
