@@ -1,4 +1,7 @@
-"""Run every benchmark that the machine has data for: python benchmarks/run.py [--peer-python ENV/bin/python]."""
+"""Run the benchmarks that the machine has data for: python benchmarks/run.py [--peer-python ENV/bin/python].
+
+finetune.py, which trains for 20 minutes, is run by itself.
+"""
 
 import argparse
 import os
@@ -17,6 +20,9 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     peer = ["--peer-python", options.peer_python] if options.peer_python else []
     commands = [["speed.py", *peer, "--out", str(options.out / "speed.json")]]
+    peers = ["--peer", f"schnetpack={options.peer_python}"] if options.peer_python else []
+    commands.append(["architectures.py", *peers, "--out", str(options.out / "architectures.json")])
+    commands.append(["integrators.py", "--out", str(options.out / "integrators.json")])
     if os.environ.get("SIMKIT_DATA_DIR"):
         commands.append(["data_loading.py", "--out", str(options.out / "data_loading.json")])
     else:

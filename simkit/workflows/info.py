@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
 from simkit.datasets import load as load_dataset
-from simkit.potentials import available, build, load
+from simkit.potentials import architecture, available, load
 from simkit.training.evaluation import Metrics
 from simkit.training.finetune import lineage
 from simkit.workflows.report import error_rows, noise_text, reference_lines
@@ -81,9 +82,9 @@ def describe_architectures() -> str:
     """Return every registered architecture with the options that a recipe can set and their defaults."""
     lines = []
     for name in available():
-        model = build(name, elements=[1])
-        summary = (model.representation.__doc__ or "").strip().splitlines()[0]
-        lines += [f"{name}: {summary}", f"    {_options(model.options)}"]
+        representation, options = architecture(name)
+        summary = (sys.modules[representation.__module__].__doc__ or "").strip().splitlines()[0]
+        lines += [name, f"    {summary}", f"    {_options(options().model_dump())}"]
     return "\n".join(lines)
 
 
