@@ -20,6 +20,7 @@ from simkit.datasets.store import Store
 from simkit.errors import ConfigError, DataError, DeviceError, OutputError, SimkitError
 from simkit.graph import AtomGraph
 from simkit.potential import Potential
+from simkit.training import evaluation
 from simkit.training.checkpoint import CHECKPOINT, load_checkpoint
 from simkit.training.fit import FitResult, epoch_order, fit
 from simkit.training.log import Row
@@ -194,6 +195,21 @@ def test_the_training_errors_are_means_over_the_epoch(train: Store, tmp_path: Pa
 def test_validating_every_third_epoch(train: Store, valid: Store, tmp_path: Path) -> None:
     result = fit(student(), objective(), train, valid, options(epochs=7, validate_every=3), tmp_path)
     assert [row["epoch"] for row in result.rows] == [3, 6, 7]
+
+
+def test_validation_batches_are_bounded_in_atoms(
+    train: Store, valid: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluation, "MAX_ATOMS", int(valid.n_atoms.max()))
+    model, seen = student(), []
+
+    def look(module: Potential, arguments: tuple[AtomGraph, tuple[str, ...]]) -> None:
+        if not module.training:
+            seen.append(arguments[0].num_structures)
+
+    model.register_forward_pre_hook(look)
+    fit(model, objective(), train, valid, options(epochs=1), tmp_path)
+    assert seen == [1] * VALID
 
 
 def test_each_epoch_has_its_own_order() -> None:

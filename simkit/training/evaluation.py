@@ -19,6 +19,11 @@ Metrics = dict[str, float]
 MAX_ATOMS = 4096
 
 
+def batches(store: Store, size: int) -> tuple[Tensor, ...]:
+    """Return the indices of all structures in order, ``size`` to a batch, or fewer where the structures are large."""
+    return torch.arange(len(store)).split(max(1, min(size, MAX_ATOMS // int(store.n_atoms.max()))))
+
+
 def predict(
     potential: Potential, store: Store, outputs: Sequence[str], batch_size: int = 100, description: str = "predicting"
 ) -> dict[str, Tensor]:
@@ -35,10 +40,8 @@ def predict(
     """
     store = store.to(potential.device)
     potential.check_elements(store.elements)
-    largest = int(store.n_atoms.max())
-    size = max(1, min(batch_size, MAX_ATOMS // largest))
     parts: dict[str, list[Tensor]] = {name: [] for name in outputs}
-    for indices in track(torch.arange(len(store)).split(size), description):
+    for indices in track(batches(store, batch_size), description):
         with torch.no_grad():
             result = potential(store.batch(indices), tuple(outputs))
         for name in outputs:

@@ -24,6 +24,7 @@ from simkit.interrupt import Interrupt
 from simkit.memory import keep_freed_memory
 from simkit.training.checkpoint import load_checkpoint, save_checkpoint
 from simkit.training.distributed import make_fabric, sum_gradients, sum_over_processes
+from simkit.training.evaluation import batches
 from simkit.training.log import Row, TrainingLog
 from simkit.training.losses import Objective
 from simkit.training.options import TrainingOptions
@@ -259,7 +260,7 @@ class _Run:
         totals: dict[str, Any] = {}
         # Counts of the whole set, so that the mean does not depend on how the batches are cut.
         whole = self.objective.counts(self.valid, torch.arange(len(self.valid)))
-        for indices in torch.arange(len(self.valid)).split(self.options.evaluation_batch_size):
+        for indices in batches(self.valid, self.options.evaluation_batch_size):
             share = indices[self.fabric.global_rank :: self.fabric.world_size]
             if not len(share):
                 continue
