@@ -55,6 +55,9 @@ Method = Annotated[str, typer.Option(help="gfn2-xtb, gfn1-xtb, dft:<functional>/
 Jobs = Annotated[int, typer.Option(min=1, help="Processes.")]
 Charge = Annotated[int | None, typer.Option(help="Total charge; by default the structure's, else 0.")]
 Multiplicity = Annotated[int | None, typer.Option(help="Spin multiplicity; by default the structure's, else lowest.")]
+Lag = Annotated[
+    float | None, typer.Option(help="End of the range that diffusion is fitted in, fs.", show_default=False)
+]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of all random numbers.")]
 
 
@@ -270,6 +273,42 @@ def eos(
 
     fit_equation_of_state(
         model, structure, out=out, strain=strain, points=points, device=device, dtype=dtype, echo=typer.echo
+    )
+
+
+@app.command()
+def analyze(
+    trajectory: Annotated[str, typer.Argument(help="Folder of a run, or trajectory in any format of ASE.")],
+    out: OutDir,
+    only: Annotated[str, typer.Option(help="Such as rdf,msd; averages, rdf, msd, spectrum.", show_default=False)] = "",
+    skip: Annotated[int, typer.Option(help="Frames left out at the start (equilibration).")] = 0,
+    frame_time: Annotated[
+        float | None, typer.Option(help="fs between frames, if the file does not tell.", show_default=False)
+    ] = None,
+    r_max: Annotated[
+        float | None, typer.Option(help="Longest distance, angstrom; by default half the cell.", show_default=False)
+    ] = None,
+    bin_width: Annotated[float | None, typer.Option(help="Of the distances, angstrom.", show_default=False)] = None,
+    fit_start: Lag = None,
+    fit_end: Lag = None,
+    resolution: Annotated[float, typer.Option(help="Of the spectrum, 1/cm.")] = 10.0,
+    overwrite: Overwrite = False,
+) -> None:
+    """Structure, diffusion, vibrations and averages of a trajectory."""
+    from simkit.workflows.shell import analyze_trajectory
+
+    analyze_trajectory(
+        trajectory,
+        out=out,
+        only=only,
+        skip=skip,
+        frame_time=frame_time,
+        r_max=r_max,
+        bin_width=bin_width,
+        fit=(fit_start, fit_end),
+        resolution=resolution,
+        overwrite=overwrite,
+        echo=typer.echo,
     )
 
 

@@ -49,7 +49,7 @@ Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
 
-def _styled(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+def styled(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
     """Run with simkit's style; matplotlib's own settings are as before afterwards."""
 
     @functools.wraps(function)
@@ -75,12 +75,13 @@ def save(figure: Figure | Axes, path: str | os.PathLike[str]) -> None:
         whole.savefig(temporary, dpi=160)  # type: ignore[union-attr]
 
 
-def _axes(width: float = 5.2, height: float = 3.6) -> Axes:
-    return _row(1, width, height)[0]
+def new_axes(width: float = 5.2, height: float = 3.6) -> Axes:
+    """Return the one panel of a new figure, of a size in inches."""
+    return new_panels(1, width, height)[0]
 
 
-def _row(count: int, width: float, height: float) -> list[Axes]:
-    """Panels side by side, in rows of equal length where there are more than fit into one."""
+def new_panels(count: int, width: float, height: float) -> list[Axes]:
+    """Return the panels of a new figure side by side, in rows of equal length where there are more than fit into one."""
     from matplotlib.figure import Figure
 
     rows = math.ceil(count / MOST_IN_A_ROW)
@@ -91,7 +92,7 @@ def _row(count: int, width: float, height: float) -> list[Axes]:
     return [figure.add_subplot(rows, columns, k + 1) for k in range(count)]
 
 
-@_styled
+@styled
 def learning_curve(
     rows: Sequence[Mapping[str, float | None]], units: Mapping[str, tuple[str, float]] | None = None
 ) -> list[Axes]:
@@ -107,7 +108,7 @@ def learning_curve(
     epochs = np.array([row["epoch"] for row in rows], dtype=float)
     columns = dict.fromkeys(name for row in rows for name in row if name.startswith(("train_", "valid_")))
     quantities = list(dict.fromkeys(name.split("_", 1)[1] for name in columns)) or ["loss"]
-    panels = _row(len(quantities), 4.2, 3.4)
+    panels = new_panels(len(quantities), 4.2, 3.4)
     for ax, quantity in zip(panels, quantities, strict=True):
         title, unit, factor = _describe(quantity, units)
         negative = False
@@ -154,7 +155,7 @@ def _plain_log_ticks(ax: Axes, which: Literal["x", "y"] = "y") -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-@_styled
+@styled
 def parity(reference: ArrayLike, predicted: ArrayLike, unit: str, label: str, axes: Axes | None = None) -> Axes:
     """Plot predicted against reference values, coloured by density where there are many, with MAE and RMSE in the corner.
 
@@ -164,7 +165,7 @@ def parity(reference: ArrayLike, predicted: ArrayLike, unit: str, label: str, ax
         axes: where to draw; a figure of its own by default.
     """
     x, y = np.ravel(np.asarray(reference, dtype=float)), np.ravel(np.asarray(predicted, dtype=float))
-    ax = axes if axes is not None else _axes(4.4, 4.2)
+    ax = axes if axes is not None else new_axes(4.4, 4.2)
     if len(x) > DENSE:
         counts, x_edges, y_edges = np.histogram2d(x, y, bins=150)
         column = np.clip(np.searchsorted(x_edges, x) - 1, 0, 149)
@@ -188,20 +189,20 @@ def parity(reference: ArrayLike, predicted: ArrayLike, unit: str, label: str, ax
     ax.locator_params(nbins=5)
     error = y - x
     scale, error_unit = (1000.0, "m" + unit) if unit.startswith(("eV", "e·")) else (1.0, unit)
-    text = f"MAE {_short(scale * np.abs(error).mean())} {error_unit}\n"
-    text += f"RMSE {_short(scale * np.sqrt((error**2).mean()))} {error_unit}"
+    text = f"MAE {short_number(scale * np.abs(error).mean())} {error_unit}\n"
+    text += f"RMSE {short_number(scale * np.sqrt((error**2).mean()))} {error_unit}"
     ax.text(0.04, 0.96, text, transform=ax.transAxes, va="top", fontsize=9)
     return ax
 
 
-@_styled
+@styled
 def parity_panels(panels: Sequence[tuple[ArrayLike, ArrayLike, str, str]]) -> list[Axes]:
     """Plot several parities side by side; each panel is the four arguments of `parity`."""
-    row = _row(len(panels), 4.6, 4.2)
+    row = new_panels(len(panels), 4.6, 4.2)
     return [parity(*panel, ax) for panel, ax in zip(panels, row, strict=True)]
 
 
-def _short(value: float) -> str:
+def short_number(value: float) -> str:
     """Three significant digits without an exponent where that is readable."""
     if not 1e-3 <= abs(value) < 1e5:
         return f"{value:.3g}"
@@ -216,7 +217,7 @@ def _time_axis(ax: Axes, time_fs: NDArray[np.float64]) -> NDArray[np.float64]:
     return time_fs / 1000 if in_ps else time_fs
 
 
-def _line(ax: Axes, x: NDArray[np.float64], y: NDArray[np.float64], colour: str, label: str | None = None) -> None:
+def draw_line(ax: Axes, x: NDArray[np.float64], y: NDArray[np.float64], colour: str, label: str | None = None) -> None:
     """Draw a trace; a long one as the range of values in each of many bins, which looks the same at a fraction of the work."""
     if len(x) <= LINE_POINTS:
         ax.plot(x, y, color=colour, label=label, linewidth=0.8 if len(x) > 300 else 1.4)
@@ -226,27 +227,27 @@ def _line(ax: Axes, x: NDArray[np.float64], y: NDArray[np.float64], colour: str,
     ax.plot(np.repeat(x[starts], 2), np.stack([low, high], axis=1).ravel(), color=colour, label=label, linewidth=0.6)
 
 
-@_styled
+@styled
 def energy_trace(time_fs: ArrayLike, potential: ArrayLike, kinetic: ArrayLike, total: ArrayLike) -> Axes:
     """Plot potential, kinetic and total energy in eV along a run; potential and total count from the first potential energy."""
     t, potential = np.asarray(time_fs, dtype=float), np.asarray(potential, dtype=float)
     zero = potential[0]
-    ax = _axes()
+    ax = new_axes()
     x = _time_axis(ax, t)
-    _line(ax, x, potential - zero, BLUE, "potential")
-    _line(ax, x, np.asarray(kinetic, dtype=float), VERMILION, "kinetic")
-    _line(ax, x, np.asarray(total, dtype=float) - zero, "black", "total")
+    draw_line(ax, x, potential - zero, BLUE, "potential")
+    draw_line(ax, x, np.asarray(kinetic, dtype=float), VERMILION, "kinetic")
+    draw_line(ax, x, np.asarray(total, dtype=float) - zero, "black", "total")
     ax.set(ylabel="energy (eV)", title=f"Energy (zero: potential energy at the start, {zero:.3f} eV)")
     ax.legend(ncols=3, loc="lower center", bbox_to_anchor=(0.5, -0.32))
     return ax
 
 
-@_styled
+@styled
 def temperature_trace(time_fs: ArrayLike, temperature: ArrayLike, target: float | None = None) -> Axes:
     """Plot the temperature in K along a run with its mean, and the thermostat's target where there is one."""
     t, temperature = np.asarray(time_fs, dtype=float), np.asarray(temperature, dtype=float)
-    ax = _axes()
-    _line(ax, _time_axis(ax, t), temperature, BLUE)
+    ax = new_axes()
+    draw_line(ax, _time_axis(ax, t), temperature, BLUE)
     mean = temperature.mean()
     ax.axhline(mean, color="black", linewidth=1.0, label=f"mean {mean:.0f} K")
     if target is not None:
@@ -256,7 +257,7 @@ def temperature_trace(time_fs: ArrayLike, temperature: ArrayLike, target: float 
     return ax
 
 
-@_styled
+@styled
 def drift_plot(time_fs: ArrayLike, total_energy: ArrayLike, n_atoms: int, drift: float) -> Axes:
     """Plot how the total energy departs from its start, in meV/atom, with the fitted line.
 
@@ -265,21 +266,21 @@ def drift_plot(time_fs: ArrayLike, total_energy: ArrayLike, n_atoms: int, drift:
     """
     t, energy = np.asarray(time_fs, dtype=float), np.asarray(total_energy, dtype=float)
     change = (energy - energy[0]) / n_atoms * 1000
-    ax = _axes()
+    ax = new_axes()
     x = _time_axis(ax, t)
-    _line(ax, x, change, BLUE)
+    draw_line(ax, x, change, BLUE)
     line = change.mean() + drift * (t - t.mean()) / 1000
-    ax.plot(x[[0, -1]], line[[0, -1]], color=VERMILION, linestyle="--", label=f"fit: {_short(drift)} meV/atom/ps")
+    ax.plot(x[[0, -1]], line[[0, -1]], color=VERMILION, linestyle="--", label=f"fit: {short_number(drift)} meV/atom/ps")
     ax.set(ylabel="change of total energy (meV/atom)", title="Energy conservation")
     ax.legend(loc="best")
     return ax
 
 
-@_styled
+@styled
 def relaxation(energies: ArrayLike, max_forces: ArrayLike, fmax: float) -> list[Axes]:
     """Plot energy (eV, above the lowest) and largest force (eV/Å) per optimisation step, with the threshold ``fmax``."""
     energies, forces = np.asarray(energies, dtype=float), np.asarray(max_forces, dtype=float)
-    left, right = _row(2, 4.0, 3.2)
+    left, right = new_panels(2, 4.0, 3.2)
     marker = "." if len(energies) < 60 else None
     above = energies - energies.min()
     left.plot(above, color=BLUE, marker=marker)
@@ -292,7 +293,7 @@ def relaxation(energies: ArrayLike, max_forces: ArrayLike, fmax: float) -> list[
     return [left, right]
 
 
-@_styled
+@styled
 def equation_of_state(
     volumes: ArrayLike,
     energies: ArrayLike,
@@ -312,7 +313,7 @@ def equation_of_state(
     v, e = np.asarray(volumes, dtype=float) / n_atoms, np.asarray(energies, dtype=float) / n_atoms
     fit_e = np.asarray(fit_energies, dtype=float) / n_atoms
     zero = fit_e.min()
-    ax = _axes()
+    ax = new_axes()
     label = f"$V_0$ = {volume / n_atoms:.3f} Å$^3$/atom\n$B_0$ = {bulk_modulus:.1f} GPa"
     ax.plot(np.asarray(fit_volumes, dtype=float) / n_atoms, (fit_e - zero) * 1000, color=BLUE, label=label)
     ax.plot(v, (e - zero) * 1000, "o", color=VERMILION, markersize=5)
@@ -332,13 +333,13 @@ class CostPanel:
     points: Mapping[str, tuple[float, float]]
 
 
-@_styled
+@styled
 def error_against_cost(panels: Sequence[CostPanel]) -> list[Axes]:
     """Plot errors against costs on logarithmic axes, every point with its name.
 
     A line joins the points that no other one beats in both, which are blue.
     """
-    row = _row(len(panels), 4.6, 3.9)
+    row = new_panels(len(panels), 4.6, 3.9)
     for ax, panel in zip(row, panels, strict=True):
         x, y = np.array(list(panel.points.values()), dtype=float).reshape(-1, 2).T
         best = _unbeaten(x, y)

@@ -28,6 +28,7 @@ COMMANDS = [
     "md",
     "relax",
     "eos",
+    "analyze",
     "label",
     "sample",
     "models",

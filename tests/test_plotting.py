@@ -113,7 +113,7 @@ def test_time_axis_turns_to_picoseconds() -> None:
     ("value", "text"), [(12.345, "12.3"), (0.0123, "0.0123"), (1234.5, "1234"), (0.0, "0"), (3.21e-7, "3.21e-07")]
 )
 def test_numbers_are_short(value: float, text: str) -> None:
-    assert plotting._short(value) == text
+    assert plotting.short_number(value) == text
 
 
 def test_parity_panels_stand_side_by_side():

@@ -1,4 +1,4 @@
-"""Training, evaluation and prediction as the shell asks for them: arguments resolved, results told."""
+"""Training, evaluation, prediction and analysis as the shell asks for them: arguments resolved, results told."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 from simkit.errors import ConfigError, SimkitError
 from simkit.training.recipe import read_recipe
+from simkit.workflows.analyze import AnalysisSettings, analyze
 from simkit.workflows.compare import compare
 from simkit.workflows.compare_recipes import comparison_recipes
 from simkit.workflows.compare_report import COST_PLOT, MARKDOWN, SIZE_PLOT, Comparison
@@ -156,3 +157,44 @@ def predict_structures(
     for message in result.warnings:
         echo(f"warning: {message}")
     return result
+
+
+def analyze_trajectory(
+    trajectory: str,
+    *,
+    out: Path,
+    only: str,
+    skip: int,
+    frame_time: float | None,
+    r_max: float | None,
+    bin_width: float | None,
+    fit: tuple[float | None, float | None],
+    resolution: float,
+    overwrite: bool,
+    echo: Echo,
+) -> None:
+    """Analyse a trajectory; see `simkit.workflows.analyze.analyze`.
+
+    Args:
+        only: names separated by commas; empty for all.
+        fit: first and last lag of the diffusion's fit, fs; both or none.
+
+    Raises:
+        ConfigError: also if one end of the fit is given without the other.
+    """
+    start, end = fit
+    if (start is None) != (end is None):
+        raise ConfigError("a fit needs both ends: give --fit-start and --fit-end, in fs")
+    fit_range = None if start is None or end is None else (start, end)
+    settings = AnalysisSettings(r_max=r_max, bin_width=bin_width, fit_range=fit_range, resolution=resolution)
+    names = [name.strip() for name in only.split(",") if name.strip()]
+    analyze(
+        trajectory,
+        out=out,
+        only=names,
+        skip=skip,
+        frame_time=frame_time,
+        settings=settings,
+        overwrite=overwrite,
+        echo=echo,
+    )
