@@ -22,7 +22,7 @@ def main() -> None:
     commands = [["speed.py", *peer, "--out", str(options.out / "speed.json")]]
     peers = ["--peer", f"schnetpack={options.peer_python}"] if options.peer_python else []
     commands.append(["architectures.py", *peers, "--out", str(options.out / "architectures.json")])
-    commands.append(["integrators.py", "--out", str(options.out / "integrators.json")])
+    commands += [[f"{name}.py", "--out", str(options.out / f"{name}.json")] for name in ("integrators", "classical")]
     if os.environ.get("SIMKIT_DATA_DIR"):
         commands.append(["data_loading.py", "--out", str(options.out / "data_loading.json")])
     else:

@@ -25,8 +25,20 @@ PROJECT = PYPROJECT["project"]
 
 # Imports point to an earlier row or stay on the same. A name stands for the module or the whole package.
 LAYERS = [
-    {"errors", "units", "files", "progress", "config", "plotting", "label_placement", "memory", "device", "interrupt"},
-    {"neighbors", "integrators", "kernels"},
+    {
+        "errors",
+        "units",
+        "files",
+        "progress",
+        "config",
+        "plotting",
+        "md_plots",
+        "label_placement",
+        "memory",
+        "device",
+        "interrupt",
+    },
+    {"neighbors", "integrators", "kernels", "classical"},
     {"graph"},
     {
         "potential",
