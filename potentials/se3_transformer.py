@@ -202,8 +202,6 @@ class SE3Transformer(Representation):
         self.embedding = nn.Embedding(num_elements, c)
         self.harmonics = SphericalHarmonics(options.l_max)
         self.basis = GaussianBasis(options.basis, cutoff)
-        # The squares of Gaussians one width apart add up to sqrt(pi); the radial networks expect an average of one.
-        self._basis_scale = math.sqrt(options.basis / math.sqrt(math.pi))
         self.cutoff_function = make_cutoff(options.cutoff_function, cutoff)
         blocks = [AttentionBlock(a, b, options) for a, b in zip(irreps[:-2], irreps[1:-1], strict=True)]
         self.blocks = nn.ModuleList(blocks)
@@ -214,7 +212,7 @@ class SE3Transformer(Representation):
         """Return scalars [N, C] and vectors [N, 3, C]."""
         edges = edge_geometry(edge_index, vectors, self.harmonics)
         weights = self.cutoff_function(edges.distances)
-        basis = self.basis(edges.distances) * (self._basis_scale * weights).unsqueeze(1)
+        basis = self.basis(edges.distances) * (self.basis.unit_scale * weights).unsqueeze(1)
         if weights.shape[0] != edges.sender.shape[0]:
             weights = torch.cat([weights, weights])
         x = self.embedding(species).unsqueeze(1)

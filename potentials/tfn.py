@@ -85,8 +85,6 @@ class TensorFieldNetwork(Representation):
         self.embedding = nn.Embedding(num_elements, c)
         self.harmonics = SphericalHarmonics(options.l_max)
         self.basis = GaussianBasis(options.basis, cutoff)
-        # The squares of Gaussians one width apart add up to sqrt(pi); the radial functions expect an average of one.
-        self._basis_scale = math.sqrt(options.basis / math.sqrt(math.pi))
         self.cutoff_function = make_cutoff(options.cutoff_function, cutoff)
         layers = [Layer(a, b, options) for a, b in zip(irreps[:-1], irreps[1:], strict=True)]
         self.layers = nn.ModuleList(layers)
@@ -96,7 +94,7 @@ class TensorFieldNetwork(Representation):
         """Return scalars [N, C] and vectors [N, 3, C]."""
         edges = edge_geometry(edge_index, vectors, self.harmonics)
         r = edges.distances
-        basis = self.basis(r) * (self._basis_scale * self.cutoff_function(r)).unsqueeze(1)
+        basis = self.basis(r) * (self.basis.unit_scale * self.cutoff_function(r)).unsqueeze(1)
         x = before = self.embedding(species).unsqueeze(1)
         couplings = shared_couplings(self._products, edges.harmonics)
         for layer, coupling in zip(self.layers, couplings, strict=True):

@@ -28,6 +28,11 @@ class Options(BaseModel):
         return value
 
 
+def names_in(text: str) -> list[str]:
+    """Return the names of a list that is separated by commas."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
 OptionsT = TypeVar("OptionsT", bound=Options)
 
 

@@ -76,6 +76,8 @@ class GaussianBasis(nn.Module):
     def __init__(self, count: int, cutoff: float) -> None:
         super().__init__()
         self.spacing = cutoff / (count - 1)
+        # The squares of Gaussians one width apart add up to sqrt(pi): times this, their average is one.
+        self.unit_scale = math.sqrt(count / math.sqrt(math.pi))
         self.register_buffer("orders", torch.arange(0.0, count), persistent=False)
 
     def forward(self, r: Tensor) -> Tensor:

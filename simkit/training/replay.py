@@ -58,11 +58,15 @@ def duplicates_of(replay: Store, held_out: Sequence[Store]) -> int:
     return len(duplicates_across(everything, splits))
 
 
-def with_replay(train: Store, replay: Store) -> Store:
-    """Return one store of the new and the replayed structures, with the labels that both have."""
+def with_replay(train: Store, replay: Store, mode: str = "auto") -> Store:
+    """Return one store of the new and the replayed structures, with the labels that both have.
+
+    Args:
+        mode: of its neighbors, if ``train`` has them; see `Store.with_neighbors`.
+    """
     labels = [name for name in train.labels if name in replay.labels]
     both = concatenate([_with_labels(train, labels), _with_labels(replay, labels)], train.info)
-    return both if train.neighbors is None else both.with_neighbors(train.neighbors.cutoff)
+    return both if train.neighbors is None else both.with_neighbors(train.neighbors.cutoff, mode)
 
 
 def _with_labels(store: Store, labels: Sequence[str]) -> Store:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from simkit.config import nearest
+from simkit.config import names_in, nearest
 from simkit.properties import DERIVED, KINDS
 from simkit.training.options import LossTerm
 
@@ -36,7 +36,7 @@ def expand_targets(given: Any) -> list[str]:
     words = [given] if isinstance(given, str) else given
     if not isinstance(words, Sequence) or not all(isinstance(word, str) for word in words):
         raise ValueError(f"expected names such as U0 or [mu, gap], found {given!r}")
-    names = [name.strip() for word in words for name in word.split(",") if name.strip()]
+    names = [name for word in words for name in names_in(word)]
     names = list(dict.fromkeys(known for name in names for known in (ALL if name == "all" else (name,))))
     for name in names:
         if name not in KINDS:

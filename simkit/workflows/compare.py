@@ -19,6 +19,7 @@ from simkit.training.recipe import Recipe, read_recipe
 from simkit.workflows.compare_report import Comparison, ModelResult, summary, write_comparison
 from simkit.workflows.cost import TrainingCost, measure_step, measure_training
 from simkit.workflows.structures import read_structure, write_structures
+from simkit.workflows.text import silent
 from simkit.workflows.train import MODEL, RECIPE, TrainingData, open_data, train
 from simkit.workflows.verify import check_potential
 
@@ -141,10 +142,6 @@ def _note_failure(folder: Path, error: Exception) -> str:
     return f"{type(error).__name__}: {message} (see {path})"
 
 
-def _silent(message: str) -> None:
-    """Say nothing."""
-
-
 # ------------------------------------------------------------------------------------------------------ what is there already
 
 
@@ -201,7 +198,7 @@ def _run(name: str, recipe: Recipe, folder: Path, hashes: str, echo: Echo) -> Mo
     planned = _stored_plan(own, recipe) or plan(recipe, cost)
     epochs = planned.training.epochs
     echo(f"{name}: {1000 * cost.step_seconds:.3g} ms per training step, {epochs} epochs are planned")
-    report = train(planned, own, resume=True, echo=echo if sys.stderr.isatty() else _silent)
+    report = train(planned, own, resume=True, echo=echo if sys.stderr.isatty() else silent)
     potential = load(own / MODEL)
     checks = {}
     if "energy" in potential.outputs:

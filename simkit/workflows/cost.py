@@ -25,6 +25,7 @@ from simkit.training.fit import fit
 from simkit.training.losses import LearnedWeights
 from simkit.training.recipe import Recipe
 from simkit.workflows.structures import open_calculator, read_structure
+from simkit.workflows.text import silent
 from simkit.workflows.train import build_potential, make_objective, open_data, set_references
 
 if TYPE_CHECKING:
@@ -140,7 +141,7 @@ def _training(request: Mapping[str, Any]) -> TrainingCost:
     recipe = parse_options(Recipe, request["recipe"], "options")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        data = open_data(recipe, folder, _silent, write=False)
+        data = open_data(recipe, folder, silent, write=False)
         potential = build_potential(recipe, data)
         objective = make_objective(recipe, data.train, potential)
         set_references(recipe, potential, data.train)
@@ -180,10 +181,6 @@ def _validation_seconds(
             float(torch.stack([objective(model, valid.batch(indices), counts)[0] for indices in parts]).sum())
         seconds = time.perf_counter() - start
     return seconds
-
-
-def _silent(message: str) -> None:
-    """Say nothing."""
 
 
 def peak_memory_mb(device: torch.device) -> float:

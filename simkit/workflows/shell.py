@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from simkit.config import names_in
 from simkit.errors import ConfigError, SimkitError
 from simkit.training.recipe import read_recipe
 from simkit.workflows.analyze import AnalysisSettings, analyze
@@ -97,7 +98,7 @@ def compare_models(
         overrides["target"] = list(target)
     if test:
         overrides["test"] = data_source(test)
-    names = [name.strip() for name in (models or "").split(",") if name.strip()]
+    names = names_in(models or "")
     comparison = compare(comparison_recipes(recipe, settings, overrides, names), out, minutes, echo)
     if comparison.results:
         echo(f"\n{comparison}\n")
@@ -187,11 +188,10 @@ def analyze_trajectory(
         raise ConfigError("a fit needs both ends: give --fit-start and --fit-end, in fs")
     fit_range = None if start is None or end is None else (start, end)
     settings = AnalysisSettings(r_max=r_max, bin_width=bin_width, fit_range=fit_range, resolution=resolution)
-    names = [name.strip() for name in only.split(",") if name.strip()]
     analyze(
         trajectory,
         out=out,
-        only=names,
+        only=names_in(only),
         skip=skip,
         frame_time=frame_time,
         settings=settings,

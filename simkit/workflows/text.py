@@ -3,6 +3,10 @@
 from collections.abc import Sequence
 
 
+def silent(message: str) -> None:
+    """Say nothing: for functions that are handed something to tell with."""
+
+
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a table with aligned columns, the first to the left, the others to the right."""
     lines = [list(header), *map(list, rows)]

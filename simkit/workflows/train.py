@@ -40,6 +40,7 @@ from simkit.training.targets import heads_for
 from simkit.training.timing import long_training
 from simkit.workflows.report import TrainingReport, write_report
 from simkit.workflows.structures import with_labels
+from simkit.workflows.text import silent
 
 MODEL, RAW_MODEL, RECIPE, SPLIT = "model.safetensors", "model_raw.safetensors", "recipe.yaml", "split.json"
 # Beyond this the comparison of all geometries takes longer than most would wait for.
@@ -57,10 +58,11 @@ class TrainingData:
     data_hash: str
     duplicates: int | None
     replay: Store | None = None
+    neighbors: str = "auto"
 
     def fitted(self) -> Store:
         """What the weights are fitted to: the training structures and those that are replayed."""
-        return self.train if self.replay is None else with_replay(self.train, self.replay)
+        return self.train if self.replay is None else with_replay(self.train, self.replay, self.neighbors)
 
     def parts(self) -> dict[str, Store]:
         """Name -> store of the parts that are not empty."""
@@ -86,7 +88,7 @@ def train(
     folder = ensure_output_dir(out)
     first = is_first_process()
     if not first:
-        echo = _silent
+        echo = silent
     if not resume and any((folder / name).exists() for name in (CHECKPOINT, MODEL)):
         raise OutputError(f"{folder} already holds a training; add --resume to continue it, or choose another folder")
     recipe = inherited(recipe)
@@ -153,10 +155,6 @@ def is_first_process() -> bool:
     return int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0) == 0
 
 
-def _silent(message: str) -> None:
-    """Say nothing."""
-
-
 def open_data(recipe: Recipe, folder: Path, echo: Callable[[str], None], *, write: bool = True) -> TrainingData:
     """Open, describe, split and check the data; the split is written to the folder, or must equal the one already there."""
     wanted = list(recipe.resolved_loss(()))
@@ -186,6 +184,8 @@ def open_data(recipe: Recipe, folder: Path, echo: Callable[[str], None], *, writ
             echo(f"warning: test set: {message}")
     elif len(splits.test):
         test = store.select(splits.test)
+    # On a GPU a step must not wait for the number of pairs that it finds.
+    mode = "stored" if resolve_device(recipe.training.device).type == "cuda" else "auto"
     train, replay = store.select(splits.train), None
     if recipe.start is not None and recipe.start.replay is not None:
         labels = list(recipe.resolved_loss(list(store.labels)))
@@ -194,8 +194,6 @@ def open_data(recipe: Recipe, folder: Path, echo: Callable[[str], None], *, writ
         echo(f"replay: {len(replay)} structures of {replay.name} beside {len(train)} new ones")
         if len(replay) + sum(map(len, held_out)) <= MAX_DUPLICATE_CHECK and (same := duplicates_of(replay, held_out)):
             echo(f"warning: {same} geometries are replayed and held out; the errors will look better than they are")
-    # On a GPU a step must not wait for the number of pairs that it finds.
-    mode = "stored" if resolve_device(recipe.training.device).type == "cuda" else "auto"
     return TrainingData(
         train=train.with_neighbors(cutoff, mode),
         valid=store.select(splits.valid).with_neighbors(cutoff, mode) if len(splits.valid) else None,
@@ -204,6 +202,7 @@ def open_data(recipe: Recipe, folder: Path, echo: Callable[[str], None], *, writ
         data_hash=digest,
         duplicates=duplicates,
         replay=replay,
+        neighbors=mode,
     )
 
 
