@@ -1,0 +1,128 @@
+"""Commands that move atoms, and judge how they moved."""
+
+from typing import Annotated
+
+import typer
+
+from simkit.cli.arguments import Device, Dtype, Lag, Model, OutDir, Overwrite, Seed, Structure
+
+
+def md(
+    model: Model,
+    structure: Structure,
+    out: OutDir,
+    ensemble: Annotated[str, typer.Option(help="nve (velocity Verlet) or nvt (Langevin).")] = "nve",
+    temperature: Annotated[float, typer.Option(help="K; of the starting velocities and of the thermostat.")] = 300.0,
+    timestep: Annotated[float, typer.Option(help="fs.")] = 0.5,
+    steps: Annotated[int, typer.Option(help="Of the whole run, with those before a restart.")] = 1000,
+    friction: Annotated[float, typer.Option(help="Of the thermostat, 1/fs.")] = 0.01,
+    seed: Seed = 0,
+    interval: Annotated[int, typer.Option(help="Steps between two frames.")] = 10,
+    keep_velocities: Annotated[
+        bool, typer.Option("--keep-velocities", help="Start with those of the structure (nve).")
+    ] = False,
+    restart: Annotated[bool, typer.Option("--restart", help="Continue the run in OUT.")] = False,
+    device: Device = "auto",
+    dtype: Dtype = None,
+    skin: Annotated[float, typer.Option(help="Of the neighbor list, angstrom.")] = 0.5,
+) -> None:
+    """Molecular dynamics."""
+    from simkit.workflows.simulate import simulate
+
+    simulate(
+        model,
+        structure,
+        out=out,
+        steps=steps,
+        ensemble=ensemble,
+        temperature=None if keep_velocities else temperature,
+        timestep=timestep,
+        friction=friction,
+        seed=seed,
+        interval=interval,
+        restart=restart,
+        device=device,
+        dtype=dtype,
+        skin=skin,
+        echo=typer.echo,
+    )
+
+
+def relax(
+    model: Model,
+    structure: Structure,
+    out: OutDir,
+    fmax: Annotated[float, typer.Option(help="Largest force left, eV/angstrom.")] = 0.01,
+    steps: Annotated[int, typer.Option(help="Give up after so many.")] = 500,
+    optimizer: Annotated[str, typer.Option(help="bfgs, lbfgs or fire.")] = "bfgs",
+    cell: Annotated[bool, typer.Option("--cell", help="Relax the cell, too.")] = False,
+    device: Device = "auto",
+    dtype: Dtype = None,
+) -> None:
+    """Relax a structure."""
+    from simkit.workflows.simulate import relax_structure
+
+    relax_structure(
+        model,
+        structure,
+        out=out,
+        fmax=fmax,
+        steps=steps,
+        optimizer=optimizer,
+        cell=cell,
+        device=device,
+        dtype=dtype,
+        echo=typer.echo,
+    )
+
+
+def eos(
+    model: Model,
+    structure: Structure,
+    out: OutDir,
+    strain: Annotated[float, typer.Option(help="The cell is scaled by 1 - strain to 1 + strain.")] = 0.05,
+    points: Annotated[int, typer.Option(help="Volumes.")] = 11,
+    device: Device = "auto",
+    dtype: Dtype = None,
+) -> None:
+    """Equation of state of a crystal."""
+    from simkit.workflows.simulate import fit_equation_of_state
+
+    fit_equation_of_state(
+        model, structure, out=out, strain=strain, points=points, device=device, dtype=dtype, echo=typer.echo
+    )
+
+
+def analyze(
+    trajectory: Annotated[str, typer.Argument(help="Folder of a run, or trajectory in any format of ASE.")],
+    out: OutDir,
+    only: Annotated[str, typer.Option(help="Such as rdf,msd; averages, rdf, msd, spectrum.", show_default=False)] = "",
+    skip: Annotated[int, typer.Option(help="Frames left out at the start (equilibration).")] = 0,
+    frame_time: Annotated[
+        float | None, typer.Option(help="fs between frames, if the file does not tell.", show_default=False)
+    ] = None,
+    r_max: Annotated[
+        float | None, typer.Option(help="Longest distance, angstrom; by default half the cell.", show_default=False)
+    ] = None,
+    bin_width: Annotated[float | None, typer.Option(help="Of the distances, angstrom.", show_default=False)] = None,
+    fit_start: Lag = None,
+    fit_end: Lag = None,
+    resolution: Annotated[float, typer.Option(help="Of the spectrum, 1/cm.")] = 10.0,
+    overwrite: Overwrite = False,
+) -> None:
+    """Structure, diffusion, vibrations and averages of a trajectory."""
+    from simkit.workflows.shell import analyze_trajectory
+
+    analyze_trajectory(
+        trajectory,
+        out=out,
+        only=only,
+        skip=skip,
+        frame_time=frame_time,
+        r_max=r_max,
+        bin_width=bin_width,
+        fit=(fit_start, fit_end),
+        resolution=resolution,
+        overwrite=overwrite,
+        echo=typer.echo,
+    )
