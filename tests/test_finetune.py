@@ -451,7 +451,7 @@ def test_resumed_from_the_shell(parent: Path, tmp_path: Path, monkeypatch: pytes
     command = ["train", "--data", data, "--start", model, *BASE, *low_rank]
     assert run(*command, "--out", tmp_path / "whole")[0] == 0
     with monkeypatch.context() as patch:
-        patch.setattr("simkit.workflows.train.PotentialObjective", lambda *a, **k: Interrupted(4))
+        patch.setattr("simkit.workflows.prepare.PotentialObjective", lambda *a, **k: Interrupted(4))
         assert run(*command, "--out", tmp_path / "parts")[0] == 130
     other = tmp_path / "other.safetensors"
     potential = simkit.load(model)

@@ -18,9 +18,10 @@ from simkit.potentials import load
 from simkit.training.recipe import Recipe, read_recipe
 from simkit.workflows.compare_report import Comparison, ModelResult, summary, write_comparison
 from simkit.workflows.cost import TrainingCost, measure_step, measure_training
+from simkit.workflows.prepare import TrainingData, open_data
 from simkit.workflows.structures import read_structure, write_structures
 from simkit.workflows.text import silent
-from simkit.workflows.train import MODEL, RECIPE, TrainingData, open_data, train
+from simkit.workflows.train import MODEL, RECIPE, train
 from simkit.workflows.verify import check_potential
 
 if TYPE_CHECKING:

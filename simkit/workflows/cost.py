@@ -22,11 +22,10 @@ from simkit.config import parse_options
 from simkit.errors import SimkitError
 from simkit.training.evaluation import batches
 from simkit.training.fit import fit
-from simkit.training.losses import LearnedWeights
 from simkit.training.recipe import Recipe
+from simkit.workflows.prepare import prepare
 from simkit.workflows.structures import open_calculator, read_structure
 from simkit.workflows.text import silent
-from simkit.workflows.train import build_potential, make_objective, open_data, set_references
 
 if TYPE_CHECKING:
     from simkit.datasets.store import Store
@@ -141,13 +140,10 @@ def _training(request: Mapping[str, Any]) -> TrainingCost:
     recipe = parse_options(Recipe, request["recipe"], "options")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        data = open_data(recipe, folder, silent, write=False)
-        potential = build_potential(recipe, data)
-        objective = make_objective(recipe, data.train, potential)
-        set_references(recipe, potential, data.train)
-        model = LearnedWeights(potential, list(objective.terms)) if recipe.loss_weights == "learned" else potential
+        prepared = prepare(recipe, folder, silent, write=False)
+        data, model, objective = prepared.data, prepared.model, prepared.objective
         size = recipe.training.batch_size
-        few = data.train.select(torch.arange(min(len(data.train), STEPS_PER_ROW * size)))
+        few = prepared.fitted.select(torch.arange(min(len(prepared.fitted), STEPS_PER_ROW * size)))
         options = recipe.training.model_copy(
             update={"epochs": 1, "early_stopping": None, "validate_every": 1, "tensorboard": False}
         )
@@ -157,10 +153,10 @@ def _training(request: Mapping[str, Any]) -> TrainingCost:
         timed = options.model_copy(update={"epochs": 10**6, "max_minutes": seconds / 60})
         last = fit(model, objective, few, None, timed, folder).rows[-1]
         return TrainingCost(
-            structures=len(data.train),
+            structures=len(prepared.fitted),
             step_seconds=last["seconds"] / last["step"],
             validation_seconds=_validation_seconds(model, objective, data.valid, recipe.training),
-            memory_mb=peak_memory_mb(potential.device),
+            memory_mb=peak_memory_mb(prepared.potential.device),
         )
 
 
