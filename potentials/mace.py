@@ -35,7 +35,11 @@ class MACEOptions(Options):
     radial_width: int = Field(64, ge=1)
     radial_layers: int = Field(3, ge=0, description="hidden layers of the radial network")
     readout_width: int = Field(16, ge=1, description="hidden layer of the last readout")
-    neighbors: float = Field(14.0, gt=0, description="typical number of neighbors, by which sums over them are divided")
+    neighbors: float = Field(
+        14.0,
+        gt=0,
+        description="number of neighbors by which sums over them are divided; training takes that of its data",
+    )
 
 
 class Interaction(nn.Module):

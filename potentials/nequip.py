@@ -44,7 +44,9 @@ class NequIPOptions(Options):
     radial_channels: int = Field(64, ge=1, description="width of the radial networks")
     radial_layers: int = Field(2, ge=0, description="hidden layers of the radial networks")
     cutoff_power: int = Field(6, ge=3, description="p of the polynomial cutoff")
-    neighbors: float = Field(12.0, gt=0, description="typical number of neighbors, whose square root divides their sum")
+    neighbors: float = Field(
+        12.0, gt=0, description="number of neighbors whose root divides their sum; training takes that of its data"
+    )
 
 
 class InteractionBlock(nn.Module):

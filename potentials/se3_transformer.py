@@ -48,7 +48,9 @@ class SE3TransformerOptions(Options):
     basis: int = Field(16, ge=2, description="number of Gaussians")
     radial_channels: int = Field(32, ge=1, description="width of the two hidden layers of the radial networks")
     neighbors: float = Field(
-        12.0, gt=0, description="typical number of neighbors, whose mean is scaled to unit variance"
+        12.0,
+        gt=0,
+        description="number of neighbors whose mean is scaled to unit variance; training takes that of its data",
     )
     cutoff_function: CutoffName = "polynomial"
 

@@ -41,7 +41,9 @@ class TensorFieldNetworkOptions(Options):
     parity: bool = Field(False, description="features of both parities for each l; otherwise of p = (-1)^l alone")
     basis: int = Field(16, ge=2, description="number of Gaussians")
     radial_channels: int = Field(64, ge=1, description="hidden width of the radial functions")
-    neighbors: float = Field(12.0, gt=0, description="typical number of neighbors, whose square root divides their sum")
+    neighbors: float = Field(
+        12.0, gt=0, description="number of neighbors whose root divides their sum; training takes that of its data"
+    )
     cutoff_function: CutoffName = "polynomial"
 
 

@@ -18,6 +18,7 @@ from simkit.workflows import quickstart as quickstart_module
 from simkit.workflows.evaluate import evaluate
 from simkit.workflows.info import describe_file
 from simkit.workflows.predict import predict_file
+from simkit.workflows.prepare import prepare
 from simkit.workflows.quickstart import quickstart
 from simkit.workflows.structures import data_source, open_potential, read_structure, read_structures, write_structures
 from simkit.workflows.text import table
@@ -297,3 +298,17 @@ def test_a_refused_resume_leaves_the_recipe_alone(tmp_path):
             echo=lambda _: None,
         )
     assert (tmp_path / "recipe.yaml").read_bytes() == before
+
+
+def test_the_number_of_neighbors_is_that_of_the_training_data(tmp_path: Path) -> None:
+    """Ethanol has nine atoms, all within the cutoff: eight neighbors each."""
+    settings = [
+        "data.name=embedded",
+        "model.name=mace",
+        "model.channels=4",
+        "model.cutoff=20.0",
+        "split.method=published",
+    ]
+    asked = prepare(read_recipe(None, settings), tmp_path, silent)
+    given = prepare(read_recipe(None, [*settings, "model.neighbors=3.0"]), tmp_path, silent)
+    assert (asked.potential.options["neighbors"], given.potential.options["neighbors"]) == (8.0, 3.0)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from ase.data import atomic_numbers
 from torch import nn
 
@@ -17,7 +18,7 @@ from simkit.datasets.store import Store
 from simkit.device import resolve_device
 from simkit.errors import ConfigError, DataError, OutputError
 from simkit.potential import Potential
-from simkit.potentials import build, read_header
+from simkit.potentials import architecture, build, read_header
 from simkit.training.finetune import start_from, start_messages, start_references
 from simkit.training.losses import LearnedWeights, PotentialObjective, check_terms
 from simkit.training.recipe import Recipe
@@ -30,6 +31,7 @@ from simkit.workflows.structures import with_labels
 SPLIT = "split.json"
 # Beyond this the comparison of all geometries takes longer than most would wait for.
 MAX_DUPLICATE_CHECK = 20000
+COUNTED = 100  # structures that tell how many neighbors an atom has
 
 
 @dataclass(frozen=True)
@@ -164,6 +166,9 @@ def build_potential(recipe: Recipe, data: TrainingData) -> Potential:
         )
     if recipe.start is not None:
         return start_from(recipe.start, elements, recipe.model.seed)
+    options = dict(recipe.model.options)
+    if "neighbors" in architecture(recipe.model.name)[1].model_fields:
+        options.setdefault("neighbors", _mean_neighbors(data.train))
     return build(
         recipe.model.name,
         cutoff=recipe.model.cutoff,
@@ -173,8 +178,15 @@ def build_potential(recipe: Recipe, data: TrainingData) -> Potential:
         anchored=recipe.model.anchored,
         dtype="float64" if recipe.training.precision == "float64" else "float32",
         seed=recipe.model.seed,
-        **recipe.model.options,
+        **options,
     )
+
+
+def _mean_neighbors(store: Store) -> float:
+    """The mean number of neighbors of an atom, of `COUNTED` structures or all, at least 1."""
+    some = torch.linspace(0, len(store) - 1, min(len(store), COUNTED)).round().long()
+    graph = store.batch(some)
+    return max(1.0, round(graph.edge_index.shape[1] / graph.num_nodes, 1))
 
 
 def make_objective(recipe: Recipe, store: Store, potential: Potential) -> PotentialObjective:
