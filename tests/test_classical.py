@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from ase.build import bulk
 from ase.calculators.lj import LennardJones as AseLennardJones
 from ase.calculators.morse import MorsePotential
@@ -350,24 +349,6 @@ def test_energy_is_conserved_and_lists_stay_complete() -> None:
     assert potential.builds > 5
     assert np.ptp(totals) / len(x) < 1e-4
     np.testing.assert_allclose(v.sum(axis=0), 0.0, atol=1e-10)
-
-
-def test_any_number_of_threads() -> None:
-    x, cell = liquid(14, seed=13)  # two chunks
-    q = np.where(np.arange(len(x)) % 2, 1.0, -1.0)
-    found, before = [], torch.get_num_threads()
-    for threads in (1, 2):
-        torch.set_num_threads(threads)
-        try:
-            terms = [LennardJones(1.0, 1.0, 2.5), DampedShiftedCoulomb(q, 2.5, constant=1.0)]
-            forces, direct = np.empty_like(x), np.empty_like(x)
-            energy, virial = ClassicalPotential(terms, cell=cell).evaluate(x, forces)
-            far, _ = ClassicalPotential([Coulomb(q)]).evaluate(x, direct)
-            found.append([np.array(energy), virial, forces, np.array(far), direct])
-        finally:
-            torch.set_num_threads(before)
-    for one, two in zip(*found, strict=True):
-        assert one.tobytes() == two.tobytes()
 
 
 def test_no_atoms_one_atom_and_lone_atoms() -> None:

@@ -9,6 +9,7 @@ import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
 from ase.stress import full_3x3_to_voigt_6_stress
+from numpy.typing import ArrayLike
 
 from simkit.classical.potential import ClassicalPotential
 from simkit.classical.terms import Term
@@ -30,6 +31,12 @@ class ClassicalCalculator(Calculator):
         self._terms, self._species, self._skin, self._exclude = tuple(terms), species, skin, exclude
         self._potential: ClassicalPotential | None = None
 
+    def in_box(self, cell: ArrayLike, pbc: ArrayLike) -> ClassicalPotential:
+        """Return the terms as a `ClassicalPotential` for the atoms of a box."""
+        return ClassicalPotential(
+            self._terms, cell=cell, pbc=pbc, species=self._species, skin=self._skin, exclude=self._exclude
+        )
+
     def calculate(
         self,
         atoms: Atoms | None = None,
@@ -40,9 +47,7 @@ class ClassicalCalculator(Calculator):
         super().calculate(atoms, properties, system_changes)
         cell, pbc = self.atoms.cell.array, self.atoms.pbc
         if self._potential is None or (pbc != self._potential.pbc).any():
-            self._potential = ClassicalPotential(
-                self._terms, cell=cell, pbc=pbc, species=self._species, skin=self._skin, exclude=self._exclude
-            )
+            self._potential = self.in_box(cell, pbc)
         elif (cell != self._potential.cell).any():
             self._potential.set_cell(cell)
         forces = np.empty((len(self.atoms), 3))

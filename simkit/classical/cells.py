@@ -19,6 +19,7 @@ from simkit.kernels.threads import task_count
 
 CHUNK = 1024  # atoms that share a buffer of forces at least
 CHUNKS = 16  # buffers at most; their number must not depend on the threads, or sums would
+FINENESS = np.array([2.0, 2.0, 4.0])  # cells within the reach, along each direction
 LARGEST_COORDINATE = 1e9
 SMALLEST_RELATIVE_VOLUME = 1e-6
 MOST_SLOTS = 2**31 - 1
@@ -83,43 +84,61 @@ def _excluded(i, j, bounds, partners):  # type: ignore[no-untyped-def]  # pragma
 
 
 @_compile
+def _carefully(x, owner, i, j0, j1, limit, bounds, partners, at, room, out):  # type: ignore[no-untyped-def]  # pragma: no cover
+    """List those of the slots ``j0`` to ``j1`` that are neighbors of slot i from ``at`` on; return where the list ends then."""
+    for j in range(j0, j1):
+        dx, dy, dz = x[j, 0] - x[i, 0], x[j, 1] - x[i, 1], x[j, 2] - x[i, 2]
+        if dx * dx + dy * dy + dz * dz <= limit and not _excluded(owner[i], owner[j], bounds, partners):
+            if at < room:
+                out[at] = j
+            at += 1
+    return at
+
+
+# Inlined: a call would count references to each array up and down, which costs more than listing an atom's neighbors.
+@_compile(forceinline=True)
 def _fill(  # type: ignore[no-untyped-def]  # pragma: no cover
-    x, owner, cell, start, ghost_start, bins, reach, bounds, partners,
+    x, owner, cell, start, ghost_start, bins, span, limit, bounds, partners,
     lo, hi, base, room, out, first, split, last,
 ):  # fmt: skip
     """List the neighbors of slots ``lo`` to ``hi`` from ``base`` on; return their number and the highest slot.
 
     Nothing is written from ``room`` on.
     """
-    atoms, used, highest, limit = len(cell), 0, hi - 1, reach * reach
+    atoms, at, highest = len(cell), base, hi - 1
+    wide, deep, nx, ny, nz = span.shape[0] // 2, span.shape[1] // 2, bins[0], bins[1], bins[2]
     for i in range(lo, hi):
-        bz = cell[i] % bins[2]
-        by = cell[i] // bins[2] % bins[1]
-        bx = cell[i] // (bins[2] * bins[1])
-        xi, yi, zi = x[i, 0], x[i, 1], x[i, 2]
-        some = bounds[owner[i] + 1] > bounds[owner[i]]
-        first[i] = base + used
+        bz, by, bx = cell[i] % nz, cell[i] // nz % ny, cell[i] // (nz * ny)
+        u, own = np.uintp(i), np.uintp(owner[i])
+        xi, yi, zi = x[u, 0], x[u, 1], x[u, 2]
+        some = bounds[own + np.uintp(1)] > bounds[own]
+        first[u] = at
         for kind in range(2):
             begin, shift = (start, 0) if kind == 0 else (ghost_start, atoms)
             if kind == 1:
-                split[i] = base + used
-            for cx in range(bx if kind == 0 else max(bx - 1, 0), min(bx + 2, bins[0])):
-                for cy in range(max(by - 1, 0), min(by + 2, bins[1])):
-                    row = (cx * bins[1] + cy) * bins[2]
-                    j0 = begin[row + max(bz - 1, 0)] + shift
-                    j1 = begin[row + min(bz + 1, bins[2] - 1) + 1] + shift
-                    for j in range(max(j0, i + 1), j1):
-                        dx, dy, dz = x[j, 0] - xi, x[j, 1] - yi, x[j, 2] - zi
-                        if dx * dx + dy * dy + dz * dz <= limit:
-                            if some and _excluded(owner[i], owner[j], bounds, partners):
-                                continue
-                            if base + used < room:
-                                out[base + used] = j
-                            used += 1
-                            if kind == 0 and j > highest:
-                                highest = j
-        last[i] = base + used
-    return used, highest
+                split[u] = at
+            for cx in range(bx if kind == 0 else max(bx - wide, 0), min(bx + wide + 1, nx)):
+                for cy in range(by if kind == 0 and cx == bx else max(by - deep, 0), min(by + deep + 1, ny)):
+                    away = span[np.uintp(cx - bx + wide), np.uintp(cy - by + deep)]
+                    row = (cx * ny + cy) * nz
+                    j0 = max(begin[np.uintp(row + max(bz - away, 0))] + shift, i + 1)
+                    j1 = begin[np.uintp(row + min(bz + away, nz - 1) + 1)] + shift
+                    if j1 <= j0:  # also where the column is too far: away is -1
+                        continue
+                    before = at
+                    if some or at + j1 - j0 > room:
+                        at = _carefully(x, owner, i, j0, j1, limit, bounds, partners, at, room, out)
+                    else:  # Each is written, and the next one over it where it is no neighbor: no branch to be mispredicted.
+                        end = np.uintp(at)
+                        for j in range(np.uintp(j0), np.uintp(j1)):
+                            dx, dy, dz = x[j, 0] - xi, x[j, 1] - yi, x[j, 2] - zi
+                            out[end] = j
+                            end += np.uintp(dx * dx + dy * dy + dz * dz <= limit)
+                        at = np.int64(end)
+                    if kind == 0 and before < at <= room:
+                        highest = max(highest, np.int64(out[np.uintp(at - 1)]))
+        last[u] = at
+    return at - base, highest
 
 
 @_compile
@@ -156,6 +175,7 @@ class HalfList:
 
     Attributes:
         builds: lists built so far.
+        reference: [N, 3], the positions that the last one was built from.
         x: [M, 3], positions of the slots: the N atoms sorted by cells, then their images.
         owner: [M], the atom that a slot shows.
         neighbors: slots, those of slot i < N at ``first[i]`` to ``last[i]``, ghosts from ``split[i]`` on.
@@ -167,7 +187,7 @@ class HalfList:
         self.cell, self.pbc, self.reach, self.skin = cell, pbc, reach + skin, skin
         self._bounds, self._partners = exclusions
         self.builds = 0
-        self._reference = np.empty((0, 3))
+        self.reference = np.empty((0, 3))
         self.neighbors = np.empty(0, dtype=np.int32)
         self._needed = np.zeros(0, dtype=np.int64)
 
@@ -177,10 +197,10 @@ class HalfList:
         Raises:
             GeometryError: if a coordinate is not finite, or the cell has no volume.
         """
-        fresh = self.builds > 0 and len(positions) == len(self._reference)
+        fresh = self.builds > 0 and len(positions) == len(self.reference)
         if fresh:
             limit = 0.25 * self.skin * self.skin
-            fresh = not _place(positions, self.owner, self._offset, self._reference, limit, self.x)
+            fresh = not _place(positions, self.owner, self._offset, self.reference, limit, self.x)
         if not fresh:
             self._build(positions)
 
@@ -200,15 +220,18 @@ class HalfList:
         margin = np.where(self.pbc, self.reach / heights, 0.0)
         owner, image = self._find_ghosts(frac, margin)
         ghost_frac = frac[owner] + image
-        bins = _cells(np.maximum(1.0, (1.0 + 2.0 * margin) * heights / self.reach), len(frac) + len(owner))
+        heights *= 1.0 + 2.0 * margin
+        bins = _cells(np.maximum(1.0, FINENESS * heights / self.reach), len(frac) + len(owner))
+        gram = box @ box.T
+        span = _span(heights / bins, bins, self.reach, orthogonal=bool((gram == np.diag(np.diag(gram))).all()))
         order, cell, start = _sort(frac, margin, bins)
         ghost_order, _, ghost_start = _sort(ghost_frac, margin, bins)
         self.owner = np.concatenate([order, owner[ghost_order]]).astype(np.int32)
         steps = np.concatenate([-wraps[order], image[ghost_order] - wraps[owner[ghost_order]]])
         self._offset = steps @ box
         self.x = positions[self.owner] + self._offset
-        self._reference = positions.copy()
-        self._fill(cell, start, ghost_start, bins)
+        self.reference = positions.copy()
+        self._fill(cell, start, ghost_start, bins, span)
         self.builds += 1
 
     def _find_ghosts(self, frac: Array, margin: Array) -> tuple[Array, Array]:
@@ -224,13 +247,14 @@ class HalfList:
                 return owner[:found], image[:found]
             room = found
 
-    def _fill(self, cell: Array, start: Array, ghost_start: Array, bins: Array) -> None:
+    def _fill(self, cell: Array, start: Array, ghost_start: Array, bins: Array, span: Array) -> None:
         atoms = len(cell)
         count = min(CHUNKS, max(1, atoms // CHUNK))
         self.chunks = np.arange(count + 1) * atoms // count
         self.first, self.split, self.last = (np.empty(atoms, dtype=np.int64) for _ in range(3))
         self.highest = np.empty(count, dtype=np.int64)
-        tables = (self.x, self.owner, cell, start, ghost_start, bins, self.reach, self._bounds, self._partners)
+        limit = self.reach * self.reach
+        tables = (self.x, self.owner, cell, start, ghost_start, bins, span, limit, self._bounds, self._partners)
         # As much room as the last list took and a little more; where that is not enough, the second pass has what the first counted.
         room = self._needed * 21 // 20 + 64 if len(self._needed) == count else np.diff(self.chunks) * 32
         fill = _fill_parallel if task_count(count) > 1 else _fill_serial
@@ -254,6 +278,24 @@ def _cells(most: Array, slots: int) -> Array:
         longest = int(np.argmax(bins))
         bins[longest] = max(1, bins[longest] // 2)
     return bins
+
+
+def _span(widths: Array, bins: Array, reach: float, *, orthogonal: bool) -> Array:
+    """How many cells of each column around one, up and down, may have atoms within the reach; -1 for none.
+
+    The columns run along the third direction, and lie as many rows of cells away along the first and second as the index is from the
+    middle. Where the directions are not orthogonal, the distance of two columns is the longer of those along the two at least.
+    """
+    most = np.minimum(np.ceil(reach / widths - 1e-13), bins - 1).astype(np.int64)
+    gaps = [
+        np.maximum(np.abs(np.arange(-n, n + 1)) - 1, 0) * width for n, width in zip(most[:2], widths[:2], strict=True)
+    ]
+    if orthogonal:
+        rest = reach**2 - gaps[0][:, None] ** 2 - gaps[1][None, :] ** 2
+    else:
+        rest = np.where(np.maximum(gaps[0][:, None], gaps[1][None, :]) < reach, reach**2, -1.0)
+    cells = np.ceil(np.sqrt(np.maximum(rest, 0.0)) / widths[2] - 1e-13)
+    return np.where(rest > 0.0, np.minimum(cells, most[2]), -1).astype(np.int64)
 
 
 def _bounding_box(positions: Array, cell: Array, pbc: Array) -> tuple[Array, Array]:

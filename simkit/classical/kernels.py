@@ -16,6 +16,8 @@ LENNARD_JONES, MORSE, COULOMB = 0, 1, 2
 PLAIN, FORCE_SHIFTED, SWITCHED = 0, 1, 2
 # Columns of the tables of parameters: three of the potential, then its value and slope at the cutoff as far as they are taken off.
 SHIFT, SLOPE, COLUMNS = 3, 4, 5
+BLOCK = 128  # pairs of an atom that are worked on together
+ROW_X, ROW_Y, ROW_Z, ROW_R2, ROW_ENERGY, ROW_PULL, ROWS = 0, 1, 2, 3, 4, 5, 6
 ONE, TWO, THREE, FOUR = np.uintp(1), np.uintp(2), np.uintp(3), np.uintp(4)
 TWO_OVER_ROOT_PI = 2.0 / math.sqrt(math.pi)
 
@@ -56,6 +58,58 @@ def _pair(kind, form, r2, p0, p1, p2, shift, slope_off, inner, cutoff):  # type:
 
 
 @_compile
+def _near(x, i, neighbors, begin, end, limit, d, who):  # type: ignore[no-untyped-def]  # pragma: no cover
+    """Gather the neighbors within the cutoff: vectors and squared distances as rows of d, slots in who; return their number.
+
+    Each is written, and the next one over it where it is too far: there is no branch to be mispredicted.
+    """
+    xi, yi, zi = x[i, 0], x[i, 1], x[i, 2]
+    n = np.uintp(0)
+    for k in range(np.uintp(begin), np.uintp(end)):
+        j = np.uintp(neighbors[k])
+        dx, dy, dz = x[j, 0] - xi, x[j, 1] - yi, x[j, 2] - zi
+        r2 = dx * dx + dy * dy + dz * dz
+        d[ROW_X, n], d[ROW_Y, n], d[ROW_Z, n], d[ROW_R2, n], who[n] = dx, dy, dz, r2, j
+        n += np.uintp(r2 < limit)
+    return n
+
+
+@_compile
+def _plain_lennard_jones(n, c12, c6, shift, r2, energy, pull):  # type: ignore[no-untyped-def]  # pragma: no cover
+    """The first case of `_pair` for n pairs of one species, a loop of vector instructions."""
+    for k in range(n):
+        inverse = 1.0 / r2[k]
+        sixth = inverse * inverse * inverse
+        energy[k] = sixth * (c12 * sixth - c6) - shift
+        pull[k] = inverse * sixth * (12.0 * c12 * sixth - 6.0 * c6)
+
+
+@_compile
+def _any_pair(  # type: ignore[no-untyped-def]  # pragma: no cover
+    n, who, kind, form, inner, cutoff, table, row, species, charge, charges, r2, energy, pull
+):
+    for k in range(n):
+        j = who[k]
+        p = np.uintp((row + species[j]) * COLUMNS)
+        e, g = _pair(
+            kind,
+            form,
+            r2[k],
+            table[p],
+            table[p + ONE],
+            table[p + TWO],
+            table[p + THREE],
+            table[p + FOUR],
+            inner,
+            cutoff,
+        )
+        if kind == 2:
+            product = charge * charges[j]
+            e, g = product * e, product * g
+        energy[k], pull[k] = e, g
+
+
+@_compile
 def _chunk(  # type: ignore[no-untyped-def]  # pragma: no cover
     c,
     kind,
@@ -78,52 +132,45 @@ def _chunk(  # type: ignore[no-untyped-def]  # pragma: no cover
 ):
     """Forces of the pairs of one chunk into its buffer, whose row 0 is slot ``lo``; energy and virial into a row of sums."""
     limit, count = cutoff * cutoff, int(math.sqrt(len(table) // COLUMNS) + 0.5)
+    d, who = np.empty((ROWS, BLOCK)), np.empty(BLOCK, dtype=np.uintp)
+    r2, energies, pulls = d[ROW_R2], d[ROW_ENERGY], d[ROW_PULL]
     energy = xx = yy = zz = yz = xz = xy = 0.0
     for i in range(lo, hi):
-        xi, yi, zi = x[i, 0], x[i, 1], x[i, 2]
         fx = fy = fz = 0.0
-        row = species[i] * count
+        row, charge = species[i] * count, charges[i] if kind == 2 else 0.0
         for part in range(2):
             begin, end = (first[i], split[i]) if part == 0 else (split[i], last[i])
-            for k in range(np.uintp(begin), np.uintp(end)):
-                j = np.uintp(neighbors[k])
-                dx, dy, dz = x[j, 0] - xi, x[j, 1] - yi, x[j, 2] - zi
-                r2 = dx * dx + dy * dy + dz * dz
-                if r2 < limit:
-                    p = np.uintp((row + species[j]) * COLUMNS)
-                    e, g = _pair(
-                        kind,
-                        form,
-                        r2,
-                        table[p],
-                        table[p + ONE],
-                        table[p + TWO],
-                        table[p + THREE],
-                        table[p + FOUR],
-                        inner,
-                        cutoff,
+            for at in range(begin, end, BLOCK):
+                n = _near(x, i, neighbors, at, min(at + BLOCK, end), limit, d, who)
+                if kind == 0 and form == 0 and count == 1:
+                    _plain_lennard_jones(n, table[0], table[1], table[SHIFT], r2, energies, pulls)
+                else:
+                    _any_pair(
+                        n, who, kind, form, inner, cutoff, table, row, species, charge, charges, r2, energies, pulls
                     )
-                    if kind == 2:
-                        product = charges[i] * charges[j]
-                        e, g = product * e, product * g
-                    gx, gy, gz = g * dx, g * dy, g * dz
+                for k in range(n):
+                    g = pulls[k]
+                    gx, gy, gz = g * d[ROW_X, k], g * d[ROW_Y, k], g * d[ROW_Z, k]
                     fx -= gx
                     fy -= gy
                     fz -= gz
                     if part == 0:
-                        own = j - np.uintp(lo)
+                        own = who[k] - np.uintp(lo)
                         buffer[own, 0] += gx
                         buffer[own, 1] += gy
                         buffer[own, 2] += gz
-                    if measure:
-                        share = 1.0 if part == 0 else 0.5  # a ghost's pair is counted by both of its atoms
-                        energy += share * e
-                        xx += share * gx * dx
-                        yy += share * gy * dy
-                        zz += share * gz * dz
-                        yz += share * gy * dz
-                        xz += share * gx * dz
-                        xy += share * gx * dy
+                if measure:
+                    share = 1.0 if part == 0 else 0.5  # a ghost's pair is counted by both of its atoms
+                    for k in range(n):
+                        dx, dy, dz = d[ROW_X, k], d[ROW_Y, k], d[ROW_Z, k]
+                        g = share * pulls[k]
+                        energy += share * energies[k]
+                        xx += g * dx * dx
+                        yy += g * dy * dy
+                        zz += g * dz * dz
+                        yz += g * dy * dz
+                        xz += g * dx * dz
+                        xy += g * dx * dy
         buffer[i - lo, 0] += fx
         buffer[i - lo, 1] += fy
         buffer[i - lo, 2] += fz

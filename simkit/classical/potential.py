@@ -79,6 +79,33 @@ class ClassicalPotential:
         """Neighbor lists built so far."""
         return self._past_builds + (0 if self._list is None else self._list.builds)
 
+    def in_box(self, cell: ArrayLike, pbc: ArrayLike) -> ClassicalPotential:
+        """Return the same terms, species and exclusions in another box, with neighbor lists of its own."""
+        return ClassicalPotential(
+            self.terms, cell=cell, pbc=pbc, species=self._species, skin=self._skin, exclude=self._exclude
+        )
+
+    def atoms_and_skin(self) -> tuple[Array | None, Array, float]:
+        """Species (None if all are the same), exclusions and skin, as they were given."""
+        return self._species, self._exclude, self._skin
+
+    @property
+    def list_positions(self) -> Array | None:
+        """Positions [N, 3] that the present neighbor list was built from, None without one.
+
+        The order of sums, and the last bits of forces with it, depend on them.
+        """
+        return None if self._list is None or self._list.builds == 0 else self._list.reference
+
+    def build_list(self, positions: Any) -> None:
+        """Build the neighbor list from these positions [N, 3], as a call with them would without a list. Errors as for a call."""
+        x = _array("positions", positions)
+        if len(x) != self._atoms:
+            self._prepare(len(x))
+        self._past_builds, self._list = self.builds, None
+        if self._pairs and len(x):
+            self._updated_list(x)
+
     def set_cell(self, cell: ArrayLike) -> None:
         """Change the cell [3, 3]. Raises ConfigError if it is not of this shape or not finite."""
         array = np.array(cell, dtype=np.float64)
@@ -146,7 +173,8 @@ class ClassicalPotential:
             )
         return total
 
-    def _pair_terms(self, x: Array, f: Array, measure: bool) -> Array:
+    def _updated_list(self, x: Array) -> HalfList:
+        """The neighbor list, complete for these positions."""
         if self._list is None:
             reach = max(term.cutoff for term in self._pairs)
             self._list = HalfList(self._lattice, self.pbc, reach, self._skin, self._exclusions)
@@ -154,6 +182,10 @@ class ClassicalPotential:
         current.update(x)
         if current.builds != before:
             self._gather(current)
+        return current
+
+    def _pair_terms(self, x: Array, f: Array, measure: bool) -> Array:
+        current = self._updated_list(x)
         chunks, total = current.chunks, np.zeros(7)
         lists = (current.x, current.neighbors, current.first, current.split, current.last)
         run = kernels.pairs_parallel if task_count(len(chunks) - 1) > 1 else kernels.pairs_serial
