@@ -15,7 +15,6 @@ from ase.md.verlet import VelocityVerlet
 from ase.optimize import BFGS
 
 import simkit
-from simkit.md.ensembles import draw_velocities
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("model", type=Path)
@@ -27,7 +26,8 @@ atoms.calc = simkit.Calculator(arguments.model, dtype="float64")
 BFGS(atoms, logfile=None).run(fmax=0.01, steps=3 if arguments.smoke else 200)
 print(f"relaxed: {atoms.get_potential_energy():.4f} eV")
 
-draw_velocities(atoms, temperature=600, rng=np.random.default_rng(0))
+spread = np.sqrt(atoms.get_masses() * units.kB * 600)  # of the momenta at 600 K
+atoms.set_momenta(np.random.default_rng(0).normal(size=(len(atoms), 3)) * spread[:, None])
 dynamics = VelocityVerlet(atoms, timestep=0.5 * units.fs)
 for _ in range(2 if arguments.smoke else 20):
     dynamics.run(2 if arguments.smoke else 100)

@@ -57,6 +57,7 @@ class Calculator(ASECalculator):
 
     Attributes:
         potential: the model that is evaluated; evaluations: how many times it was; neighbor_builds: neighbor lists built.
+        device, skin: as given.
 
     Raises:
         ConfigError: if an argument has an unusable value.
@@ -87,6 +88,7 @@ class Calculator(ASECalculator):
         self.implemented_properties = [*model.outputs, *(("free_energy",) if "energy" in model.outputs else ())]
         self.evaluations = 0
         self._asked: set[str] = set()
+        self.skin = skin
         self._neighbors = SkinCache(model.cutoff, skin)
         self._system: tuple[Any, ...] = ()
         self._graph = AtomGraph()

@@ -209,14 +209,6 @@ def short_number(value: float) -> str:
     return f"{value:.{max(0, 2 - int(np.floor(np.log10(abs(value)))))}f}"
 
 
-def _time_axis(ax: Axes, time_fs: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Label the time axis and return the times in its unit."""
-    in_ps = len(time_fs) > 0 and np.ptp(time_fs) >= 2000
-    ax.set_xlabel("time (ps)" if in_ps else "time (fs)")
-    ax.margins(x=0.01)
-    return time_fs / 1000 if in_ps else time_fs
-
-
 def draw_line(ax: Axes, x: NDArray[np.float64], y: NDArray[np.float64], colour: str, label: str | None = None) -> None:
     """Draw a trace; a long one as the range of values in each of many bins, which looks the same at a fraction of the work."""
     if len(x) <= LINE_POINTS:
@@ -225,55 +217,6 @@ def draw_line(ax: Axes, x: NDArray[np.float64], y: NDArray[np.float64], colour: 
     starts = np.linspace(0, len(x), LINE_POINTS // 2, endpoint=False).astype(int)
     low, high = np.minimum.reduceat(y, starts), np.maximum.reduceat(y, starts)
     ax.plot(np.repeat(x[starts], 2), np.stack([low, high], axis=1).ravel(), color=colour, label=label, linewidth=0.6)
-
-
-@styled
-def energy_trace(time_fs: ArrayLike, potential: ArrayLike, kinetic: ArrayLike, total: ArrayLike) -> Axes:
-    """Plot potential, kinetic and total energy in eV along a run; potential and total count from the first potential energy."""
-    t, potential = np.asarray(time_fs, dtype=float), np.asarray(potential, dtype=float)
-    zero = potential[0]
-    ax = new_axes()
-    x = _time_axis(ax, t)
-    draw_line(ax, x, potential - zero, BLUE, "potential")
-    draw_line(ax, x, np.asarray(kinetic, dtype=float), VERMILION, "kinetic")
-    draw_line(ax, x, np.asarray(total, dtype=float) - zero, "black", "total")
-    ax.set(ylabel="energy (eV)", title=f"Energy (zero: potential energy at the start, {zero:.3f} eV)")
-    ax.legend(ncols=3, loc="lower center", bbox_to_anchor=(0.5, -0.32))
-    return ax
-
-
-@styled
-def temperature_trace(time_fs: ArrayLike, temperature: ArrayLike, target: float | None = None) -> Axes:
-    """Plot the temperature in K along a run with its mean, and the thermostat's target where there is one."""
-    t, temperature = np.asarray(time_fs, dtype=float), np.asarray(temperature, dtype=float)
-    ax = new_axes()
-    draw_line(ax, _time_axis(ax, t), temperature, BLUE)
-    mean = temperature.mean()
-    ax.axhline(mean, color="black", linewidth=1.0, label=f"mean {mean:.0f} K")
-    if target is not None:
-        ax.axhline(target, color=VERMILION, linewidth=1.2, linestyle="--", label=f"target {target:.0f} K")
-    ax.set(ylabel="temperature (K)", title="Temperature", ylim=(0, None))
-    ax.legend(ncols=2, loc="lower center", bbox_to_anchor=(0.5, -0.32))
-    return ax
-
-
-@styled
-def drift_plot(time_fs: ArrayLike, total_energy: ArrayLike, n_atoms: int, drift: float) -> Axes:
-    """Plot how the total energy departs from its start, in meV/atom, with the fitted line.
-
-    Args:
-        total_energy: eV; drift: slope of the fitted line, meV/atom/ps.
-    """
-    t, energy = np.asarray(time_fs, dtype=float), np.asarray(total_energy, dtype=float)
-    change = (energy - energy[0]) / n_atoms * 1000
-    ax = new_axes()
-    x = _time_axis(ax, t)
-    draw_line(ax, x, change, BLUE)
-    line = change.mean() + drift * (t - t.mean()) / 1000
-    ax.plot(x[[0, -1]], line[[0, -1]], color=VERMILION, linestyle="--", label=f"fit: {short_number(drift)} meV/atom/ps")
-    ax.set(ylabel="change of total energy (meV/atom)", title="Energy conservation")
-    ax.legend(loc="best")
-    return ax
 
 
 @styled

@@ -17,7 +17,8 @@ from simkit.errors import ConfigError, DataError, GeometryError, OutputError
 from simkit.md import correlation, rdf, spectra
 from simkit.md.averages import block_average, correlation_time
 from simkit.md.correlation import autocorrelation, mean_autocorrelation
-from simkit.md.output import read_thermo
+from simkit.md.ensembles import NVE
+from simkit.md.observers.thermo_table import read_thermo_table
 from simkit.md.rdf import RadialDistribution, radial_distribution
 from simkit.md.run import run_md
 from simkit.md.spectra import WAVENUMBER, velocity_autocorrelation, vibrational_spectrum
@@ -498,7 +499,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     crystal = bulk("Ar", a=5.3, cubic=True) * (2, 2, 2)
     folder = tmp_path_factory.mktemp("argon")
     calculator = LennardJones(sigma=3.4, epsilon=0.0103, rc=5.0)
-    run_md(calculator, crystal, out=folder, steps=240, temperature=60.0, timestep=4.0, interval=4)
+    run_md(calculator, crystal, NVE(4.0), out=folder, steps=240, temperature=60.0, interval=4)
     return folder
 
 
@@ -522,7 +523,7 @@ def test_the_folder_of_a_run(run_folder: Path, tmp_path: Path) -> None:
     found = json.loads((tmp_path / "out" / "analysis.json").read_text(encoding="utf-8"))
     assert (found["frames"], found["atoms"], found["frame_time_fs"]) == (61, 32, 16.0)
     assert not found["left_out"]
-    thermo = read_thermo(run_folder)
+    thermo = read_thermo_table(run_folder / "thermo.csv")
     assert found["averages"]["temperature_K"]["mean"] == pytest.approx(thermo["temperature_K"].mean(), rel=1e-12)
     assert found["rdf"]["kind"] == "g(r)"
     assert found["rdf"]["highest_peaks"]["Ar-Ar"]["distance_angstrom"] == pytest.approx(5.3 / np.sqrt(2), abs=0.2)
@@ -545,7 +546,7 @@ def test_parts_of_a_trajectory(run_folder: Path, tmp_path: Path) -> None:
     whole = run_folder / "trajectory.traj"
     for where, skip in ((f"{whole}@20:", 0), (str(run_folder), 20), (f"{run_folder}@20:", 0)):
         found = analyze(where, out=tmp_path, only=["averages"], skip=skip, overwrite=True, echo=silent)
-        thermo = read_thermo(run_folder)["potential_eV"][20:]
+        thermo = read_thermo_table(run_folder / "thermo.csv")["potential_eV"][20:]
         assert found["averages"]["potential_eV"]["mean"] == pytest.approx(thermo.mean(), rel=1e-12)
         assert found["frames"] == 41
     # Another place and format: energies and temperatures are those of the frames.

@@ -1,5 +1,6 @@
 """The command line: what the user types, sees and gets as exit status, above all when something is wrong."""
 
+import json
 import math
 import subprocess
 import sys
@@ -220,7 +221,7 @@ def missing_structure(folder: Path, model: Path) -> tuple[list[object], list[str
 
 def several_structures(folder: Path, model: Path) -> tuple[list[object], list[str]]:
     write(folder / "in.xyz", frames())
-    return ["md", model, folder / "in.xyz", "--out", folder / "out"], ["4 structures", "in.xyz@0"]
+    return ["relax", model, folder / "in.xyz", "--out", folder / "out"], ["4 structures", "in.xyz@0"]
 
 
 def unwritable_folder(folder: Path, model: Path) -> tuple[list[object], list[str]]:
@@ -393,6 +394,21 @@ def test_md_and_restart(tmp_path: Path, argon_model: Path) -> None:
     assert status == 0
     assert "10 steps now" in text
     assert len(read(tmp_path / "md" / "trajectory.traj", index=":")) == 4
+
+
+def test_md_of_a_batch_at_constant_pressure(tmp_path: Path, argon_model: Path) -> None:
+    write(tmp_path / "argon.xyz", [bulk("Ar", cubic=True) * (2, 2, 2), bulk("Ar", cubic=True, a=5.4) * (2, 2, 1)])
+    command: list[object] = ["md", argon_model, tmp_path / "argon.xyz", "--ensemble", "npt", "--temperature", 20]
+    command += ["--timestep", 2, "--steps", 20, "--replicas", 2, "--trajectory", "h5", "--dtype", "float64"]
+    ramp = ["--set", "final_pressure=0.2", "--set", "ramp_steps=10", "--set", "compressibility=1e-1"]
+    status, text, _ = run(*command, "--pressure", 0.1, *ramp, "--out", tmp_path / "md")
+    assert status == 0
+    for part in ("4 replicas, 96 atoms", "GPa", "drift"):
+        assert part in text
+    assert json.loads((tmp_path / "md" / "run.json").read_text())["ensemble"]["pressure"] != 0.1
+    status, _, message = run(*command, "--set", "compresibility=0.1", "--out", tmp_path / "other")
+    assert status == 1
+    assert "did you mean 'compressibility'" in message
 
 
 def test_relax_and_equation_of_state(tmp_path: Path, argon_model: Path) -> None:

@@ -11,9 +11,11 @@ from simkit import potentials
 from simkit.config import parse_options
 from simkit.training.recipe import read_recipe
 from simkit.workflows import report
+from simkit.workflows.compare_recipes import comparison_recipes
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 RECIPES = sorted((EXAMPLES / "recipes").glob("*.yaml"))
+COMPARISONS = sorted((EXAMPLES / "comparisons").glob("*.yaml"))
 
 
 Run = Callable[..., str]
@@ -62,6 +64,22 @@ def test_fine_tune(tmp_path: Path, run: Run) -> None:
     text = run("04_fine_tune.py", path, tmp_path / "frames.xyz", "--mode", "frozen", "--out", tmp_path / "tuned")
     assert "forces: MAE" in text
     assert (tmp_path / "tuned" / "model.safetensors").is_file()
+
+
+def test_replicas_go_on(tmp_path: Path, run: Run) -> None:
+    path = tmp_path / "model.safetensors"
+    potentials.build("painn", cutoff=4.0, elements=[1, 6, 8], channels=8, layers=1).save(path)
+    assert "trajectory.traj" not in run("05_replicas.py", path, "--out", tmp_path / "run").split("written")[0]
+    before = (tmp_path / "run" / "thermo.csv").read_bytes()
+    assert "second half" in run("05_replicas.py", path, "--out", tmp_path / "run")
+    assert (tmp_path / "run" / "thermo.csv").read_bytes() == before
+
+
+@pytest.mark.parametrize("path", COMPARISONS, ids=lambda path: path.stem)
+def test_comparison_is_valid(path: Path) -> None:
+    for recipe in comparison_recipes(path).values():
+        options = recipe.model.options
+        potentials.build(recipe.model.name, cutoff=recipe.model.cutoff, elements=[1], **options)
 
 
 def test_recipes_are_there() -> None:

@@ -503,6 +503,39 @@ HARMONIC: dict[str, Callable[[float], tuple[float, float]]] = {
 
 
 @pytest.mark.parametrize("name", STOCHASTIC)
+def test_heat_is_what_the_noise_adds(name: str, rng: np.random.Generator) -> None:
+    """Without forces, only the noise changes the kinetic energy; with them, the state is the same as without heat."""
+    x, v, masses = rng.normal(size=(9, 3)), rng.normal(size=(9, 3)), rng.uniform(1, 3, 9)
+    v[4], masses[4] = 0, np.inf
+    before = np.where(masses < np.inf, masses, 0)[:, None] * v**2 / 2
+    heat = np.zeros((9, 3))
+    bath = Bath(0.7, 1.3, 5)
+    integrator = cpu.Integrator(integrators.get(name), lambda x, f: None, x, v, np.zeros((9, 3)), masses, heat=heat)
+    integrator.run(20, timestep=0.3, bath=bath)
+    after = np.where(masses < np.inf, masses, 0)[:, None] * v**2 / 2
+    np.testing.assert_allclose(heat, after - before, rtol=0, atol=1e-13)
+    assert np.abs(heat).max() > 0.5
+    ends = []
+    for given in (None, np.zeros((9, 3))):
+        arrays = [np.linspace(-1, 1, 27).reshape(9, 3), np.ones((9, 3)), np.zeros((9, 3))]
+        integrator = cpu.Integrator(integrators.get(name), spring_to_origin, *arrays, np.ones(9), heat=given)
+        integrator.evaluate_forces()
+        integrator.run(20, timestep=0.3, bath=bath)
+        ends.append(arrays)
+    assert np.array_equal(ends[0], ends[1])
+
+
+def spring_to_origin(x: np.ndarray, f: np.ndarray) -> None:
+    np.negative(x, out=f)
+
+
+@pytest.mark.parametrize("heat", [np.zeros((3, 2)), np.zeros((2, 3), dtype=np.float32)])
+def test_unusable_heat_is_refused(heat: np.ndarray) -> None:
+    with pytest.raises(ConfigError, match="heat must be float64 like positions"):
+        cpu.Integrator(integrators.get("baoab"), spring_to_origin, *np.zeros((3, 2, 3)), np.ones(2), heat=heat)
+
+
+@pytest.mark.parametrize("name", STOCHASTIC)
 @pytest.mark.parametrize("friction", [0.05, 1.0, 30.0])
 def test_stationary_state_of_a_harmonic_oscillator(name: str, friction: float) -> None:
     """A step is z' = M z + G R, with M and G read off the compiled loop; its stationary covariance is compared, without statistics."""

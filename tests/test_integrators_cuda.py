@@ -46,8 +46,10 @@ def bath_of(name: str, of_each: bool) -> Bath | None:
     return Bath(0.5, 0.7, 3)
 
 
-def run(module: Any, name: str, dtype: str, components: int, device: str, of_each: bool = True) -> np.ndarray:
-    """Positions and velocities after a few steps in two runs; one atom is frozen."""
+def run(
+    module: Any, name: str, dtype: str, components: int, device: str, of_each: bool = True, heated: bool = False
+) -> np.ndarray:
+    """Positions and velocities, or the heat, after a few steps in two runs; one atom is frozen."""
     rng = np.random.default_rng(3)
     start = torch.from_numpy(rng.normal(size=(2, 7, components))).to(device, getattr(torch, dtype))
     start[1, 3] = 0
@@ -55,7 +57,8 @@ def run(module: Any, name: str, dtype: str, components: int, device: str, of_eac
     f = torch.full_like(x, torch.nan)
     masses = torch.from_numpy(rng.uniform(1, 3, 7))
     masses[3] = torch.inf
-    integrator = module.Integrator(integrators.get(name), spring, x, v, f, masses, offsets=OFFSETS)
+    heat = torch.zeros(7, components, dtype=torch.float64, device=device) if heated else None
+    integrator = module.Integrator(integrators.get(name), spring, x, v, f, masses, offsets=OFFSETS, heat=heat)
     integrator.evaluate_forces()
     memory, bath = (x.data_ptr(), v.data_ptr()), bath_of(name, of_each)
     integrator.run(2, timestep=0.1, first_step=FIRST, bath=bath)
@@ -64,11 +67,15 @@ def run(module: Any, name: str, dtype: str, components: int, device: str, of_eac
         raise RuntimeError("the tensors were replaced")
     if torch.equal(x, start[0]):
         raise RuntimeError("nothing moved")
+    if heat is not None:
+        return heat.cpu().numpy()
     return torch.stack([x, v]).cpu().numpy()
 
 
 def everything(module: Any, device: str) -> dict[str, np.ndarray]:
     results = {"-".join(map(str, case)): run(module, *case, device) for case in cases()}
+    for dtype in ("float64", "float32"):
+        results[f"heat {dtype}"] = run(module, "obabo", dtype, 3, device, heated=True)
     return results | {"one bath": run(module, "obabo", "float64", 3, device, of_each=False)}
 
 
@@ -149,6 +156,13 @@ def test_one_bath_for_all_in_the_simulator(simulated: dict[str, np.ndarray]) -> 
     expected = run(cpu, "obabo", "float64", 3, "cpu", of_each=False)
     np.testing.assert_allclose(simulated["one bath"], expected, rtol=0, atol=1e-13)
     assert np.abs(expected - run(cpu, "obabo", "float64", 3, "cpu")).max() > 1e-3
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_heat_in_the_simulator(dtype: str, simulated: dict[str, np.ndarray]) -> None:
+    expected = run(cpu, "obabo", dtype, 3, "cpu", heated=True)
+    assert np.array_equal(np.abs(expected).sum(1) > 0, np.arange(7) != 3)
+    np.testing.assert_allclose(simulated[f"heat {dtype}"], expected, rtol=0, atol=20 * tolerance(dtype))
 
 
 def test_random_numbers_in_the_simulator(simulated: dict[str, np.ndarray]) -> None:

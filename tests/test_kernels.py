@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from simkit.kernels.vector_message import BLOCK, vector_message, vector_message_reference
+from simkit.kernels.blocks import BLOCK
+from simkit.kernels.vector_message import vector_message, vector_message_reference
 
 Inputs = tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor, Tensor]
 
@@ -33,11 +34,11 @@ def inputs(
     return normal(atoms, 3 * channels), v, normal(edges, 3 * channels), normal(edges, 3), sender, receiver
 
 
-def everything(function: Callable[..., tuple[Tensor, Tensor]], arguments: Inputs) -> list[Tensor]:
+def everything(function: Callable[..., tuple[Tensor, Tensor]], arguments: Inputs, both: bool = False) -> list[Tensor]:
     """Values, gradients of a force-like scalar, and gradients of a loss on those gradients."""
     generator = torch.Generator().manual_seed(1)
     leaves = [x for x in arguments[:4] if x is not None]
-    values = function(*arguments)
+    values = function(*arguments, both=both)
 
     def random_like(x: Tensor) -> Tensor:
         return torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x.dtype)
@@ -51,9 +52,11 @@ def everything(function: Callable[..., tuple[Tensor, Tensor]], arguments: Inputs
 
 @pytest.mark.parametrize("channels", [1, 5, BLOCK - 1, BLOCK, BLOCK + 3, 2 * BLOCK + 5])
 @pytest.mark.parametrize("has_v", [True, False])
-def test_vector_message(channels: int, has_v: bool) -> None:
+@pytest.mark.parametrize("both", [True, False])
+def test_vector_message(channels: int, has_v: bool, both: bool) -> None:
     arguments = inputs(channels, has_v=has_v)
-    found, expected = everything(vector_message, arguments), everything(vector_message_reference, arguments)
+    found = everything(vector_message, arguments, both)
+    expected = everything(vector_message_reference, arguments, both)
     assert len(found) == (10 if has_v else 8)
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
@@ -138,12 +141,13 @@ def test_vector_message_on_any_edges(atoms: int, edges: list[tuple[int, int]], c
 
 
 @pytest.mark.parametrize("has_v", [True, False])
-def test_vector_message_against_finite_differences(has_v: bool) -> None:
+@pytest.mark.parametrize("both", [True, False])
+def test_vector_message_against_finite_differences(has_v: bool, both: bool) -> None:
     phi, v, filters, directions, sender, receiver = inputs(2, edges=4, has_v=has_v)
 
     def function(*leaves: Tensor) -> tuple[Tensor, Tensor]:
         full = leaves if has_v else (leaves[0], None, *leaves[1:])
-        return vector_message(*full, sender, receiver)  # type: ignore[arg-type, call-arg]
+        return vector_message(*full, sender, receiver, both=both)  # type: ignore[arg-type, call-arg]
 
     leaves = tuple(x for x in (phi, v, filters, directions) if x is not None)
     assert torch.autograd.gradcheck(function, leaves)
@@ -156,7 +160,7 @@ def test_vector_message_does_not_depend_on_the_number_of_threads() -> None:
     try:
         for count in (1, 2, 3, 1):
             torch.set_num_threads(count)
-            results.append(everything(vector_message, arguments))
+            results.append(everything(vector_message, arguments, both=True))
     finally:
         torch.set_num_threads(threads)
     for other in results[1:]:

@@ -33,6 +33,7 @@ LAYERS = [
         "config",
         "plotting",
         "md_plots",
+        "run_plots",
         "label_placement",
         "memory",
         "device",

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from matplotlib.axes import Axes
 
-from simkit import plotting
+from simkit import plotting, run_plots
 from simkit.errors import OutputError
 
 
@@ -38,9 +38,10 @@ def every_plot() -> dict[str, Axes]:
         "parity_few": plotting.parity(energies[:100], energies[:100] + 0.01, "eV", "energy"),
         "parity_many": plotting.parity(rng.normal(size=(2000, 3)), rng.normal(size=(2000, 3)), "eV/Å", "force"),
         "parity_constant": plotting.parity([1.0, 1.0], [1.0, 1.0], "eV", "energy"),
-        "energy": plotting.energy_trace(time, energies, kinetic, energies + kinetic),
-        "temperature": plotting.temperature_trace(time, 300 * kinetic, 300.0),
-        "drift": plotting.drift_plot(time, energies + kinetic, 9, 0.0),
+        "energy": run_plots.energy_trace(time, energies, kinetic, energies + kinetic),
+        "temperature": run_plots.course(time, 300 * kinetic, "temperature", "K"),
+        "drift": run_plots.drift_plot(time, energies + kinetic, 9, 0.0),
+        "replicas": run_plots.course(time, np.stack([kinetic, 1.1 * kinetic], axis=1), "pressure", "GPa"),
         "relaxation": plotting.relaxation([1.0, 0.5, 0.2], [0.1, 0.01, 0.0], 0.01)[0],
         "eos": plotting.equation_of_state(
             volumes, (volumes - 160) ** 2, volumes, (volumes - 160) ** 2, volume=160.0, bulk_modulus=98.0, n_atoms=8
@@ -94,7 +95,7 @@ def test_density_of_the_extremes_is_counted() -> None:
 def test_long_traces_keep_their_extremes() -> None:
     values = np.full(50_000, 300.0)
     values[12_345], values[31_000] = 900.0, 10.0
-    line = plotting.temperature_trace(np.arange(50_000.0), values).lines[0]
+    line = run_plots.course(np.arange(50_000.0), values, "temperature", "K").lines[0]
     drawn = np.asarray(line.get_ydata())
     assert len(drawn) < 5000
     assert drawn.max() == 900.0
@@ -102,8 +103,8 @@ def test_long_traces_keep_their_extremes() -> None:
 
 
 def test_time_axis_turns_to_picoseconds() -> None:
-    short = plotting.temperature_trace([0.0, 100.0], [300.0, 310.0])
-    long = plotting.temperature_trace([0.0, 20000.0], [300.0, 310.0])
+    short = run_plots.course([0.0, 100.0], [300.0, 310.0], "temperature", "K")
+    long = run_plots.course([0.0, 20000.0], [300.0, 310.0], "temperature", "K")
     assert short.get_xlabel() == "time (fs)"
     assert long.get_xlabel() == "time (ps)"
     assert np.asarray(long.lines[0].get_xdata())[-1] == 20.0

@@ -4,42 +4,59 @@ from typing import Annotated
 
 import typer
 
-from simkit.cli.arguments import Device, Dtype, Lag, Model, OutDir, Overwrite, Seed, Structure
+from simkit.cli.arguments import Device, Dtype, Lag, Model, OutDir, Overwrite, Seed, Structure, Structures
 
 
 def md(
     model: Model,
-    structure: Structure,
+    structures: Structures,
     out: OutDir,
-    ensemble: Annotated[str, typer.Option(help="nve (velocity Verlet) or nvt (Langevin).")] = "nve",
+    ensemble: Annotated[str, typer.Option(help="nve; nvt (langevin), nose-hoover, bussi; npt (scr), mtk.")] = "nve",
     temperature: Annotated[float, typer.Option(help="K; of the starting velocities and of the thermostat.")] = 300.0,
+    pressure: Annotated[float | None, typer.Option(help="GPa; by default 1 bar.", show_default=False)] = None,
     timestep: Annotated[float, typer.Option(help="fs.")] = 0.5,
     steps: Annotated[int, typer.Option(help="Of the whole run, with those before a restart.")] = 1000,
-    friction: Annotated[float, typer.Option(help="Of the thermostat, 1/fs.")] = 0.01,
+    friction: Annotated[
+        float | None, typer.Option(help="Of langevin, 1/fs; 0.01 by default.", show_default=False)
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="More of the ensemble, as in final_temperature=600; any number.")
+    ] = None,
     seed: Seed = 0,
+    replicas: Annotated[int, typer.Option(min=1, help="Copies of each structure, all in one batch.")] = 1,
     interval: Annotated[int, typer.Option(help="Steps between two frames.")] = 10,
+    trajectory: Annotated[
+        str, typer.Option(help="traj (a file for each replica), h5 (H5MD), none; auto: traj for a few.")
+    ] = "auto",
     keep_velocities: Annotated[
-        bool, typer.Option("--keep-velocities", help="Start with those of the structure (nve).")
+        bool, typer.Option("--keep-velocities", help="Start with those of the structures.")
     ] = False,
     restart: Annotated[bool, typer.Option("--restart", help="Continue the run in OUT.")] = False,
     device: Device = "auto",
     dtype: Dtype = None,
     skin: Annotated[float, typer.Option(help="Of the neighbor list, angstrom.")] = 0.5,
 ) -> None:
-    """Molecular dynamics."""
+    """Molecular dynamics of one structure, or of several in one batch."""
     from simkit.workflows.simulate import simulate
 
     simulate(
         model,
-        structure,
+        structures,
+        {
+            "ensemble": ensemble,
+            "timestep": timestep,
+            "temperature": temperature,
+            "pressure": pressure,
+            "friction": friction,
+        },
+        settings or [],
         out=out,
         steps=steps,
-        ensemble=ensemble,
-        temperature=None if keep_velocities else temperature,
-        timestep=timestep,
-        friction=friction,
+        keep_velocities=keep_velocities,
         seed=seed,
+        replicas=replicas,
         interval=interval,
+        trajectory=trajectory,
         restart=restart,
         device=device,
         dtype=dtype,
@@ -94,12 +111,15 @@ def eos(
 
 
 def analyze(
-    trajectory: Annotated[str, typer.Argument(help="Folder of a run, or trajectory in any format of ASE.")],
+    trajectory: Annotated[str, typer.Argument(help="Folder of a run, or trajectory: H5MD or any format of ASE.")],
     out: OutDir,
     only: Annotated[str, typer.Option(help="Such as rdf,msd; averages, rdf, msd, spectrum.", show_default=False)] = "",
     skip: Annotated[int, typer.Option(help="Frames left out at the start (equilibration).")] = 0,
     frame_time: Annotated[
         float | None, typer.Option(help="fs between frames, if the file does not tell.", show_default=False)
+    ] = None,
+    replica: Annotated[
+        int | None, typer.Option(help="The only replica to analyse, from 0; by default the mean.", show_default=False)
     ] = None,
     r_max: Annotated[
         float | None, typer.Option(help="Longest distance, angstrom; by default half the cell.", show_default=False)
@@ -119,6 +139,7 @@ def analyze(
         only=only,
         skip=skip,
         frame_time=frame_time,
+        replica=replica,
         r_max=r_max,
         bin_width=bin_width,
         fit=(fit_start, fit_end),

@@ -28,6 +28,7 @@ from simkit.integrators.program import (
     KICK,
     Program,
     check_components,
+    check_heat,
     check_offsets,
     check_run,
     check_state,
@@ -47,11 +48,21 @@ Array = NDArray[Any]
 _compile = functools.partial(njit, nogil=True, error_model="numpy")
 
 
+@_compile(cache=True, forceinline=True)
+def _add_kinetic_energy(heat, v, inverse, start, end, half):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled, as all below
+    """Add ``half`` m v^2 of each component; atoms of infinite mass are left out."""
+    for k in range(np.uintp(start), np.uintp(end)):
+        if inverse[k] > 0:
+            heat[k] += half * np.float64(v[k]) * np.float64(v[k]) / np.float64(inverse[k])
+
+
 @_compile(cache=True)
-def _noise(  # type: ignore[no-untyped-def]  # pragma: no cover - compiled, as all below
-    mix, stream, step, start, end, width, v, inverse, atom, replica, place, key_0, key_1, scratch
+def _noise(  # type: ignore[no-untyped-def]  # pragma: no cover
+    mix, stream, step, start, end, width, v, inverse, atom, replica, place, key_0, key_1, heat, scratch
 ):
     """The noise operator on the atoms of a block."""
+    if len(heat) > 0:
+        _add_kinetic_energy(heat, v, inverse, start * width, end * width, -0.5)
     low, high = np.uint64(step & 0xFFFFFFFF), np.uint64((step >> 32) | (stream << 16))
     first, count, components = np.uintp(start), np.uintp(end - start), np.uintp(width)
     one, two, three, four = np.uintp(1), np.uintp(2), np.uintp(3), np.uintp(4)
@@ -68,12 +79,14 @@ def _noise(  # type: ignore[no-untyped-def]  # pragma: no cover - compiled, as a
         scale = spread * math.sqrt(inverse[k])
         for n in range(components):
             v[k + n] = decay * v[k + n] + scale * scratch[four * i + n]
+    if len(heat) > 0:
+        _add_kinetic_energy(heat, v, inverse, start * width, end * width, 0.5)
 
 
 # Inlined: a call would count references to each array up and down, which costs more than a small system's step.
 @_compile(cache=True, forceinline=True)
 def _pass(  # type: ignore[no-untyped-def]  # pragma: no cover
-    code, first, last, step, start, end, scratch, width, x, v, f, inverse, mix, atom, replica, place, key_0, key_1
+    code, first, last, step, start, end, scratch, width, x, v, f, inverse, mix, atom, replica, place, key_0, key_1, heat
 ):
     """Apply the operators ``first`` to ``last`` of the code to the atoms ``start`` to ``end``."""
     for lo in range(start, end, BLOCK):
@@ -89,20 +102,23 @@ def _pass(  # type: ignore[no-untyped-def]  # pragma: no cover
             else:
                 now = step + code[op].later
                 _noise(
-                    mix, code[op].stream, now, lo, hi, width, v, inverse, atom, replica, place, key_0, key_1, scratch
-                )
+                    mix, code[op].stream, now, lo, hi, width, v, inverse, atom, replica, place, key_0, key_1, heat,
+                    scratch,
+                )  # fmt: skip
 
 
 @_compile(cache=True, parallel=True)
 def _pass_parallel(  # type: ignore[no-untyped-def]  # pragma: no cover
-    code, first, last, step, start, end, scratch, width, x, v, f, inverse, mix, atom, replica, place, key_0, key_1
+    code, first, last, step, start, end, scratch, width, x, v, f, inverse, mix, atom, replica, place, key_0, key_1, heat
 ):
     """The same in as many tasks as there is scratch for."""
     tasks = len(scratch) // SCRATCH
     for task in prange(tasks):
         lo, hi = start + task * (end - start) // tasks, start + (task + 1) * (end - start) // tasks
         own = scratch[task * SCRATCH : (task + 1) * SCRATCH]
-        _pass(code, first, last, step, lo, hi, own, width, x, v, f, inverse, mix, atom, replica, place, key_0, key_1)
+        _pass(
+            code, first, last, step, lo, hi, own, width, x, v, f, inverse, mix, atom, replica, place, key_0, key_1, heat
+        )
 
 
 @functools.lru_cache(maxsize=32)
@@ -179,6 +195,7 @@ class Integrator:
         offsets: ArrayLike | None = None,
         arguments: tuple[Any, ...] = (),
         one_replica: bool = False,
+        heat: Any = None,
     ) -> None:
         """Bind the arrays.
 
@@ -192,6 +209,7 @@ class Integrator:
             arguments: passed on to ``force``. For a compiled function: arrays, numbers and tuples of them.
             one_replica: whether ``force`` knows one replica only, ``force(replica, positions, forces, *arguments)`` with the replica's
                 place in the batch and its rows of the arrays. It must be compiled. Replicas then run one after the other, each all steps.
+            heat: [N, D] float64; the noise adds to it the kinetic energy that it gives to each component. None if nobody asks.
 
         Raises:
             ConfigError: if an array is not usable or does not fit the others.
@@ -209,6 +227,10 @@ class Integrator:
         if np.may_share_memory(self._x, v) or np.may_share_memory(self._x, self._f) or np.may_share_memory(v, self._f):
             raise ConfigError("positions, velocities and forces must not share memory")
         check_components(scheme, width)
+        self._heat = np.empty(0)
+        if heat is not None:
+            check_heat(heat, self._x.shape)
+            self._heat = _writable("heat", heat).reshape(-1)
         self._offsets = check_offsets(offsets, atoms)
         sizes = np.diff(self._offsets)
         place = np.repeat(np.arange(len(sizes)), sizes) if scheme.stochastic else np.empty(0, dtype=np.int64)
@@ -251,12 +273,13 @@ class Integrator:
 
     def _no_noise(self) -> tuple[Any, ...]:
         empty = np.empty(0, dtype=np.uint32)
-        return np.empty((2, 0, 1)), self._atom, empty, self._place, np.uint64(0), np.uint64(0)
+        return np.empty((2, 0, 1)), self._atom, empty, self._place, np.uint64(0), np.uint64(0), self._heat
 
     def _noise(self, timestep: float, bath: Bath) -> tuple[Any, ...]:
-        """What `_noise` needs: factors [2, S, B or 1], atoms, replicas and their places [N], and the two words of the key."""
+        """What `_noise` needs: factors [2, S, B or 1], atoms, replicas and their places [N], the two words of the key, and the heat."""
         factors, names = noise_factors(self.scheme, timestep, bath, len(self._offsets) - 1)
-        return factors, self._atom, names[self._place], self._place, *map(np.uint64, words_of_key(bath.seed))
+        key = map(np.uint64, words_of_key(bath.seed))
+        return factors, self._atom, names[self._place], self._place, *key, self._heat
 
     def _advance(
         self, code: NDArray[np.void], noise: tuple[Any, ...], steps: int, first_step: int, evaluate: bool

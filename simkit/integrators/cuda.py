@@ -30,6 +30,7 @@ from simkit.integrators.program import (
     KICK,
     Program,
     check_components,
+    check_heat,
     check_offsets,
     check_run,
     check_state,
@@ -43,11 +44,11 @@ THREADS = 128
 
 
 @cuda.jit
-def _pass(code, first, last, step, width, x, v, f, inverse, mix, names, key_0, key_1):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
+def _pass(code, first, last, step, width, x, v, f, inverse, mix, names, key_0, key_1, heat, heated):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
     """Apply the operators ``first`` to ``last`` of the code to one component of one atom.
 
     code: [n, 4], operator, time, stream and 1 for the following step. x, v, f, inverse: [N D]. mix: [2, S, B or 1].
-    names: [3, N], the atom, its replica and the place of that; words of 32 bits held as int32.
+    names: [3, N], the atom, its replica and the place of that; words of 32 bits held as int32. heat: [N D], if ``heated``.
     """
     k = cuda.grid(1)
     if k >= x.size:
@@ -72,8 +73,13 @@ def _pass(code, first, last, step, width, x, v, f, inverse, mix, names, key_0, k
             normal = radius(w0) * (sin if component & 1 else cos)
             place = int(names[2, i]) if mix.shape[2] > 1 else 0
             scale = mix[1, stream, place] * math.sqrt(inverse[k])
+            before = np.float64(velocity)
             # A cast, or everything above were computed in float64.
             velocity = v.dtype.type(mix[0, stream, place] * velocity + scale * normal)
+            if heated and inverse[k] > 0:
+                heat[k] += (
+                    0.5 * (np.float64(velocity) * np.float64(velocity) - before * before) / np.float64(inverse[k])
+                )
     x[k], v[k] = position, velocity
 
 
@@ -94,6 +100,7 @@ class Integrator:
         *,
         offsets: ArrayLike | Tensor | None = None,
         arguments: tuple[Any, ...] = (),
+        heat: Tensor | None = None,
     ) -> None:
         """Bind the tensors.
 
@@ -104,6 +111,7 @@ class Integrator:
             masses: [N], positive; an infinite mass keeps its velocity, so that an atom at rest is frozen.
             offsets: [B + 1], where the atoms of each replica begin, and N; by default all atoms are one replica.
             arguments: passed on to ``force``.
+            heat: [N, D] float64; the noise adds to it the kinetic energy that it gives to each component. None if nobody asks.
 
         Raises:
             ConfigError: if a tensor is not usable or does not fit the others.
@@ -111,9 +119,11 @@ class Integrator:
         self.scheme = scheme
         self._force, self._arguments, self._given = force, arguments, (positions, forces)
         given = {"positions": positions, "velocities": velocities, "forces": forces}
-        self._device = _one_device(given)
+        self._device = _one_device(given | ({} if heat is None else {"heat": heat}))
         atoms, width = check_state(**given)
         check_components(scheme, width)
+        if heat is not None:
+            check_heat(heat, positions.shape)
         boundaries = check_offsets(offsets.cpu() if isinstance(offsets, Tensor) else offsets, atoms)
         sizes = np.diff(boundaries)
         self._place = np.repeat(np.arange(len(sizes)), sizes)
@@ -125,6 +135,8 @@ class Integrator:
         with _current(self._device):
             self._flat = [_view(tensor.view(-1)) for tensor in given.values()]
             self._flat.append(self._upload(inverse, positions.dtype))
+            self._heat = self._upload(np.zeros(1), torch.float64) if heat is None else _view(heat.view(-1))
+        self._heated = heat is not None
         self._program = Program.of(scheme)
         self._code: tuple[float, Any] | None = None
         self._noise: tuple[float, Bath | None, tuple[Any, ...]] | None = None
@@ -155,7 +167,7 @@ class Integrator:
                     joined = k == len(bounds) - 3 and step + 1 < end
                     first, last = bounds[k], bounds[k + 1 + joined]
                     if last > first:
-                        launch(code, first, last, step, self._width, *self._flat, *noise)
+                        launch(code, first, last, step, self._width, *self._flat, *noise, self._heat, self._heated)
 
     def _code_for(self, timestep: float) -> Any:
         """The program on the device, kept until the timestep changes."""

@@ -49,8 +49,23 @@ def normals(seed: int, step: int, replica: Tensor, atom: Tensor, stream: int = 0
         [..., 4] float64, of the broadcast shape, on the device of ``atom``.
     """
     low, high = (torch.as_tensor(word, device=atom.device) for word in words_of_step(step, stream))
-    words = random_words((atom, replica, low, high), words_of_key(seed))
+    return _normals(random_words((atom, replica, low, high), words_of_key(seed)))
+
+
+def _normals(words: Tensor) -> Tensor:
+    """Standard normal numbers of words [..., 4]."""
     uniform = (words.to(torch.float64) + 0.5) * 2.0**-32
     radius = torch.sqrt(-2 * torch.log(uniform[..., 0::2]))
     angle = 2 * math.pi * uniform[..., 1::2]
     return torch.stack([radius * torch.cos(angle), radius * torch.sin(angle)], dim=-1).flatten(-2)
+
+
+def normals_of_steps(seed: int, steps: range, replica: Tensor, atom: Tensor, stream: int = 0) -> Tensor:
+    """Return what `normals` does for each of some successive steps, [steps, ..., 4], without a copy from the host.
+
+    Raises:
+        ConfigError: if a step or the stream has no random numbers.
+    """
+    words_of_step(steps[0], stream), words_of_step(steps[-1], stream)
+    step = torch.arange(steps.start, steps.stop, device=atom.device).reshape(-1, *(1,) * atom.dim())
+    return _normals(random_words((atom, replica, step & _LOW, (step >> 32) | (stream << 16)), words_of_key(seed)))

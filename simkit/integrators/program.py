@@ -124,6 +124,12 @@ def check_components(scheme: Scheme, components: int) -> None:
         )
 
 
+def check_heat(heat: Any, shape: tuple[int, ...]) -> None:
+    """Raises ConfigError if the array for the heat is not float64 of the shape of the positions."""
+    if tuple(heat.shape) != tuple(shape) or str(heat.dtype).removeprefix("torch.") != "float64":
+        raise ConfigError(f"heat must be float64 like positions, {list(shape)}; found {heat.dtype} {list(heat.shape)}")
+
+
 def inverse_masses(masses: Any, atoms: int) -> NDArray[np.float64]:
     """Return 1/m, [N]; zero for an infinite mass.
 

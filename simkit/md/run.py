@@ -1,34 +1,39 @@
-"""`run_md`: molecular dynamics with any ASE calculator, restartable to the bit."""
+"""`run_md`: a whole molecular dynamics run in a folder, with log, trajectory, checkpoint and plots; restartable to the bit."""
 
 from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from simkit.config import parse_options
-from simkit.errors import ConfigError, GeometryError, OutputError, SimkitError
-from simkit.files import ensure_output_dir, write_json
-from simkit.interrupt import Interrupt
+from simkit import plotting, run_plots
+from simkit.errors import ConfigError, OutputError, SimkitError
+from simkit.files import atomic_path, ensure_output_dir, write_json
 from simkit.md.analysis import energy_drift
-from simkit.md.checkpoint import Checkpoint
-from simkit.md.ensembles import ENSEMBLES, draw_velocities, scale_velocities, temperature_of, thermal_directions
-from simkit.md.options import MDOptions
-from simkit.md.output import THERMO, TRAJECTORY, LiveLine, RunOutput, read_thermo, save_plots
-from simkit.md.system import Model, as_calculator, bare_copy, model_hash, structure_hash
+from simkit.md.observers.ase_trajectory import ASETrajectory
+from simkit.md.observers.h5md import H5MDTrajectory
+from simkit.md.observers.progress import Progress
+from simkit.md.observers.stop import StopRunaway
+from simkit.md.observers.thermo_table import ThermoTable, read_thermo_table
+from simkit.md.simulation import Simulation
 
 if TYPE_CHECKING:
     from ase import Atoms
-    from ase.calculators.calculator import BaseCalculator
-    from ase.md.md import MolecularDynamics
 
-CHECKPOINT, SETTINGS = "checkpoint.npz", "run.json"
-RUNAWAY = 50.0  # times the temperature asked for, or 300 K where that is more: no longer a simulation of anything
+    from simkit.md.forces import ForceModel
+    from simkit.md.protocols import Ensemble, Observer
+
+CHECKPOINT, SETTINGS, LAST_GOOD = "checkpoint.npz", "run.json", "last_good.xyz"
+THERMO, TRAJECTORY, H5MD = "thermo.csv", "trajectory.traj", "trajectory.h5"
+MOST_FILES = 8  # replicas that get a file each in ASE's format, unless asked for otherwise
+
+TrajectoryFormat = Literal["auto", "traj", "h5", "none"]
 
 
 @dataclass(frozen=True)
@@ -36,13 +41,13 @@ class MDResult:
     """A finished run.
 
     Attributes:
-        atoms: the last structure, with velocities and calculator; folder: where the files are.
-        thermo: the columns of ``thermo.csv``, all parts of the run together.
-        drift: of the total energy, meV/atom/ps; None with a thermostat, where it is not conserved.
+        atoms: the last structures, with velocities; folder: where the files are.
+        thermo: the columns of ``thermo.csv``, all parts of the run together; see `read_thermo_table`.
+        drift: of the conserved quantity, meV/atom/ps, mean over the replicas; None where there are less than two rows.
         steps: done in this call; seconds: that they took.
     """
 
-    atoms: Atoms
+    atoms: list[Atoms]
     folder: Path
     thermo: dict[str, NDArray[np.float64]]
     drift: float | None
@@ -51,197 +56,124 @@ class MDResult:
 
 
 def run_md(
-    calculator: BaseCalculator | Model,
-    atoms: Atoms,
+    model: ForceModel,
+    structures: Atoms | Sequence[Atoms],
+    ensemble: Ensemble,
     *,
     out: str | os.PathLike[str],
     steps: int,
-    ensemble: str = "nve",
-    temperature: float | None = 300.0,
-    timestep: float = 0.5,
-    friction: float = 0.01,
+    temperature: float | None = None,
     seed: int = 0,
+    replicas: int = 1,
     interval: int = 10,
+    trajectory: TrajectoryFormat = "auto",
     checkpoint_interval: int = 1000,
     restart: bool = False,
+    observers: Sequence[Observer] = (),
+    device: str | None = None,
+    dtype: str | None = None,
+    skin: float | None = None,
 ) -> MDResult:
-    """Run molecular dynamics and write ``thermo.csv``, ``trajectory.traj``, ``checkpoint.npz``, ``run.json`` and plots into ``out``.
+    """Run molecular dynamics and write ``thermo.csv``, a trajectory, ``checkpoint.npz``, ``run.json`` and plots into ``out``.
 
     Interrupting (Ctrl-C, SIGTERM) saves a checkpoint. A run that was interrupted, killed or is to be made longer goes on with
-    ``restart=True`` and the same structure, model and settings; on a CPU with the same number of threads, everything that it writes
-    is the same, bit for bit, as if it had never stopped. The structure passed in is not changed.
+    ``restart=True`` and the same structures, model and settings; on a CPU with the same number of threads, everything that it writes
+    is the same, bit for bit, as if it had never stopped. The structures passed in are not changed.
 
     Args:
-        calculator: any ASE calculator, a `Potential`, or the path of one.
-        atoms: the starting structure; ``info["charge"]``, masses and constraints are respected.
+        model, structures, ensemble, replicas, device, dtype, skin: see `Simulation`.
         steps: of the whole run, including those done before a restart.
-        ensemble, temperature, timestep, friction, seed, interval: see `MDOptions`.
+        temperature: kelvin, of starting velocities; None keeps those of the structures.
+        seed: of the starting velocities.
+        interval: steps between two rows of ``thermo.csv`` and frames of the trajectory.
+        trajectory: "traj" (ASE's, a file for each replica), "h5" (H5MD, all in one), "none", or "auto": "traj" for up to eight replicas.
         checkpoint_interval: steps between checkpoints; at most these are lost when the process is killed.
+        observers: further ones.
 
     Raises:
         ConfigError: if a setting is unusable.
         OutputError: if the folder cannot be written, holds a run (without ``restart``), or none or another one (with it).
-        SimkitError: if the simulation breaks down; the message names the step, and the last good frame is in the trajectory.
+        SimkitError: if the simulation breaks down; the message names the step, and ``last_good.xyz`` holds the last good structures.
         KeyboardInterrupt: if interrupted, after the checkpoint has been saved.
     """
-    settings = {"ensemble": ensemble, "temperature": temperature, "timestep": timestep, "friction": friction}
-    options = parse_options(MDOptions, {**settings, "seed": seed, "interval": interval}, "settings of the run")
-    if steps < 1 or checkpoint_interval < 1:
-        raise ConfigError(f"steps and checkpoint_interval must be at least 1, found {steps} and {checkpoint_interval}")
+    if steps < 1 or interval < 1:
+        raise ConfigError(f"steps and interval must be at least 1, found {steps} and {interval}")
     folder = ensure_output_dir(out)
-    run = _Run(as_calculator(calculator), atoms, options, folder)
-    run.open(restart, steps)
-    started, first = time.perf_counter(), run.step
-    try:
-        run.advance(steps, checkpoint_interval)
-    finally:
-        run.output.close()
-    seconds = time.perf_counter() - started
-    thermo = read_thermo(folder)
-    target = options.temperature if ensemble == "nvt" else None
-    drift = None
-    if len(thermo["step"]) > 1:
-        save_plots(folder, thermo, len(atoms), target)
-        drift = energy_drift(thermo["time_fs"], thermo["total_eV"], len(atoms)) if target is None else None
-    return MDResult(run.atoms, folder, thermo, drift, run.step - first, seconds)
-
-
-class _Run:
-    """The state of one run and what is done with it."""
-
-    output: RunOutput
-
-    def __init__(self, calculator: BaseCalculator, atoms: Atoms, options: MDOptions, folder: Path) -> None:
-        self.options, self.folder = options, folder
-        self.atoms = bare_copy(atoms, calculator)
-        keep_velocities = options.temperature is None
-        if keep_velocities:
-            if not atoms.has("momenta"):
-                raise ConfigError("the structure has no velocities; give a temperature to draw them")
-            self.atoms.set_momenta(atoms.get_momenta())
-        self.identity: dict[str, Any] = {
-            **options.model_dump(),
-            "structure": structure_hash(atoms, with_momenta=keep_velocities),
-            "model": model_hash(calculator),
-        }
-        self.rng = np.random.default_rng(options.seed)
-        self.step = 0
-        self.directions = 0
-
-    def open(self, restart: bool, steps: int) -> None:
-        """Start the run, or go on where its checkpoint was saved."""
-        path = self.folder / CHECKPOINT
-        if restart:
-            if not path.is_file():
-                raise OutputError(
-                    f"there is no run to continue in {self.folder} (no {CHECKPOINT}); start it without restart"
-                )
-            checkpoint = Checkpoint.load(path)
-            checkpoint.check(self.identity, self.folder)
-            if checkpoint.step > steps:
-                raise ConfigError(
-                    f"{steps} steps were asked for in all, but the run has done {checkpoint.step} already"
-                )
-            self.restore(checkpoint)
-            self.output = RunOutput(self.folder, checkpoint.frames)
-            return
-        present = [name for name in (CHECKPOINT, SETTINGS, THERMO, TRAJECTORY) if (self.folder / name).exists()]
-        if present:
-            raise OutputError(
-                f"{self.folder} holds a run already ({', '.join(present)}); continue it with restart, or choose another folder"
-            )
-        temperature = self.options.temperature
-        if temperature is not None:
-            draw_velocities(self.atoms, temperature, self.rng)
-        self.directions = thermal_directions(self.atoms, self.options.ensemble)
-        if temperature is not None:
-            scale_velocities(self.atoms, temperature, self.directions)
-        energy = (
-            self.atoms.get_potential_energy()
-        )  # first of all: a structure that the model cannot take leaves no files
-        if not np.isfinite(energy):
-            raise SimkitError(
-                f"the potential energy of the starting structure is {energy}; check its coordinates and the model"
-            )
-        self._checkpoint(frames=0).save(path)
-        write_json(self.folder / SETTINGS, self.identity)
-        self.output = RunOutput(self.folder, 0)
-
-    def restore(self, checkpoint: Checkpoint) -> None:
-        """Take over the state of a checkpoint."""
-        self.atoms.set_positions(checkpoint.positions, apply_constraint=False)
-        self.atoms.set_momenta(checkpoint.momenta, apply_constraint=False)
-        self.rng.bit_generator.state = checkpoint.generator
-        self.step, self.directions = checkpoint.step, checkpoint.directions
-
-    def advance(self, steps: int, checkpoint_interval: int) -> None:
-        """Step until ``steps`` are done."""
-        if self.output.frames == 0:
-            self._write()
-        interrupt = Interrupt()
-        integrator = ENSEMBLES[self.options.ensemble](self.atoms, self.options, self.rng)
-        with integrator, LiveLine(steps, self.step) as line, interrupt.watch():
-            while self.step < steps and not interrupt.requested:
-                temperature = self._step(integrator)
-                if self.step % self.options.interval == 0:
-                    self._write()
-                if self.step % checkpoint_interval == 0:
-                    self._save()
-                line.show(self.step, steps, temperature, self.atoms.get_potential_energy())
-            self._save()
-        if interrupt.requested:
-            raise KeyboardInterrupt
-
-    def _step(self, integrator: MolecularDynamics) -> float:
-        """Make one step and return the temperature.
-
-        Raises:
-            SimkitError: if the result is not usable; the state before the step is kept.
-        """
-        positions, momenta = self.atoms.get_positions(), self.atoms.get_momenta()
-        problem = ""
-        temperature = 0.0
+    _check_folder(folder, restart)
+    count = replicas * (len(structures) if isinstance(structures, Sequence) else 1)
+    simulation = Simulation(
+        model, structures, ensemble, replicas=replicas, temperature=temperature, seed=seed, device=device, dtype=dtype, skin=skin,
+        observers=[*_observers(folder, ensemble, steps, interval, trajectory, count), *observers],
+        checkpoint=folder / CHECKPOINT, checkpoint_interval=checkpoint_interval,
+    )  # fmt: skip
+    if restart:
+        simulation.restore(folder / CHECKPOINT)
+        if simulation.step > steps:
+            raise ConfigError(f"{steps} steps were asked for in all, but the run has done {simulation.step} already")
+    else:
+        write_json(folder / SETTINGS, simulation.identity)
+    started, first = time.perf_counter(), simulation.step
+    with simulation:
         try:
-            with np.errstate(all="ignore"):  # what overflows is found below
-                integrator.step()
-                temperature = temperature_of(self.atoms, self.directions)
-                energy = self.atoms.get_potential_energy()
-            limit = RUNAWAY * max(self.options.temperature or 0.0, 300.0)
-            if not np.isfinite(energy):
-                problem = f"the potential energy is {energy}"
-            elif not temperature <= limit:
-                problem = f"the temperature ran away to {temperature:.3g} K"
-        except GeometryError as error:
-            problem = str(error)
-        if problem:
-            self.atoms.set_positions(positions, apply_constraint=False)
-            self.atoms.set_momenta(momenta, apply_constraint=False)
-            if self.step % self.options.interval:
-                self._write()
-            raise SimkitError(
-                f"the simulation broke down in step {self.step + 1} ({(self.step + 1) * self.options.timestep:g} fs): {problem}. The last "
-                f"frame of {self.output.trajectory_path} is the one before (step {self.step}). Relax the starting structure, shorten the "
-                f"time step ({self.options.timestep:g} fs) or lower the temperature; if that does not help, the structure has left "
-                "what the model was trained on"
-            )
-        self.step += 1
-        return temperature
+            simulation.run(steps - first)
+        except (ConfigError, OutputError):  # nothing is wrong with the structures
+            raise
+        except SimkitError as error:
+            _keep(folder / LAST_GOOD, simulation.atoms())
+            raise SimkitError(f"{error}. The last good structures are in {folder / LAST_GOOD}") from error
+    seconds = time.perf_counter() - started
+    thermo = read_thermo_table(folder / THERMO)
+    atoms = simulation.atoms()
+    drift = save_plots(folder, thermo, [len(a) for a in atoms]) if len(thermo["step"]) > 1 else None
+    return MDResult(atoms, folder, thermo, drift, simulation.step - first, seconds)
 
-    def _write(self) -> None:
-        time_fs = self.step * self.options.timestep
-        self.output.write(self.atoms, self.step, time_fs, temperature_of(self.atoms, self.directions))
 
-    def _save(self) -> None:
-        self.output.flush()
-        self._checkpoint(self.output.frames).save(self.folder / CHECKPOINT)
-
-    def _checkpoint(self, frames: int) -> Checkpoint:
-        return Checkpoint(
-            identity=self.identity,
-            step=self.step,
-            frames=frames,
-            directions=self.directions,
-            generator=dict(self.rng.bit_generator.state),
-            positions=self.atoms.get_positions(),
-            momenta=self.atoms.get_momenta(),
+def _check_folder(folder: Path, restart: bool) -> None:
+    """Refuse to mix two runs."""
+    if restart:
+        return  # the checkpoint and the observers check what they find
+    present = [name for name in (CHECKPOINT, SETTINGS, THERMO) if (folder / name).exists()]
+    present += sorted(path.name for path in folder.glob("trajectory*"))
+    if present:
+        raise OutputError(
+            f"{folder} holds a run already ({', '.join(present)}); continue it with restart, or choose another folder"
         )
+
+
+def _observers(
+    folder: Path, ensemble: Ensemble, steps: int, interval: int, trajectory: TrajectoryFormat, replicas: int
+) -> list[Observer]:
+    found: list[Observer] = [ThermoTable(folder / THERMO, interval, pressure=ensemble.needs_stress)]
+    if trajectory == "traj" or (trajectory == "auto" and replicas <= MOST_FILES):
+        found.append(ASETrajectory(folder / TRAJECTORY, interval))
+    elif trajectory != "none":
+        found.append(H5MDTrajectory(folder / H5MD, interval))
+    return [*found, StopRunaway(interval), Progress(steps, interval)]
+
+
+def _keep(path: Path, structures: Sequence[Atoms]) -> None:
+    from ase.io import write
+
+    with atomic_path(path) as temporary:
+        write(temporary, list(structures), format="extxyz")
+
+
+def save_plots(folder: Path, thermo: dict[str, NDArray[np.float64]], atoms: Sequence[int]) -> float:
+    """Draw the columns of a table into a folder, and return the drift of the conserved quantity, meV/atom/ps.
+
+    Args:
+        thermo: see `read_thermo_table`. atoms: of each replica.
+    """
+    time_fs, conserved = thermo["time_fs"], thermo["conserved_eV"]
+    drift = float(np.mean([energy_drift(time_fs, conserved[:, k], n) for k, n in enumerate(atoms)]))
+    axes = {
+        "energy": run_plots.energy_trace(time_fs, thermo["potential_eV"], thermo["kinetic_eV"], conserved),
+        "temperature": run_plots.course(time_fs, thermo["temperature_K"], "temperature", "K"),
+        "drift": run_plots.drift_plot(time_fs, conserved, atoms, drift),
+    }
+    if "pressure_GPa" in thermo:
+        axes["pressure"] = run_plots.course(time_fs, thermo["pressure_GPa"], "pressure", "GPa")
+        axes["volume"] = run_plots.course(time_fs, thermo["volume_angstrom3"], "volume", "Å³")
+    for name, drawn in axes.items():
+        plotting.save(drawn, folder / f"{name}.png")
+    return drift

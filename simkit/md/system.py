@@ -64,9 +64,14 @@ def model_hash(calculator: BaseCalculator) -> str:
     """SHA-256 over what decides the forces: architecture, weights and dtype; of other calculators, the name and the parameters."""
     if not isinstance(calculator, Calculator):
         return hashlib.sha256(_encode([calculator.name, calculator.todict()])).hexdigest()
-    header = {key: value for key, value in calculator.potential.header().items() if key != "info"}
+    return potential_hash(calculator.potential)
+
+
+def potential_hash(potential: Potential) -> str:
+    """SHA-256 over architecture, weights and dtype."""
+    header = {key: value for key, value in potential.header().items() if key != "info"}
     digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
-    for name, tensor in sorted(calculator.potential.state_dict().items()):
+    for name, tensor in sorted(potential.state_dict().items()):
         digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 

@@ -66,27 +66,59 @@ class TrajectoryArrays:
                 raise DataError(
                     f"frame {k} has pbc {atoms.pbc.tolist()}, but frame 0 {pbc.tolist()}; expected the same"
                 )
-        spacing, kept = _spacing([atoms.info.get("time_fs") for atoms in frames], frame_time)
-        used = frames[:kept]
+        times = [atoms.info.get("time_fs") for atoms in frames]
         velocities = None
-        if all(atoms.has("momenta") for atoms in used):
-            velocities = np.array([atoms.get_velocities() for atoms in used]) * fs
-        positions = np.array([atoms.positions for atoms in used])
-        cells = np.array([atoms.cell.array for atoms in used])
+        if all(atoms.has("momenta") for atoms in frames):
+            velocities = np.array([atoms.get_velocities() for atoms in frames]) * fs
+        return cls.from_arrays(
+            numbers.astype(np.int64),
+            np.asarray(frames[0].get_masses(), dtype=float),
+            np.array([atoms.positions for atoms in frames]),
+            np.array([atoms.cell.array for atoms in frames]),
+            pbc,
+            velocities,
+            times,
+            frame_time,
+        )
+
+    @classmethod
+    def from_arrays(
+        cls,
+        numbers: NDArray[np.int64],
+        masses: Floats,
+        positions: Floats,
+        cells: Floats,
+        pbc: NDArray[np.bool_],
+        velocities: Floats | None,
+        times: Sequence[float | None] | None,
+        frame_time: float | None = None,
+    ) -> TrajectoryArrays:
+        """Check the spacing of the frames and leave out a last one that comes too early; otherwise as in `from_frames`.
+
+        Args:
+            times: [T] fs, or None where nothing tells them.
+
+        Raises:
+            DataError: if there is no frame, or the times are not evenly spaced.
+            GeometryError: if coordinates or cells are not finite.
+        """
+        if not len(positions):
+            raise DataError("expected a trajectory of one frame at least, found none")
+        spacing, kept = _spacing(times if times is not None else [None] * len(positions), frame_time)
         arrays = (positions, cells) if velocities is None else (positions, cells, velocities)
-        if not all(np.isfinite(array).all() for array in arrays):
+        if not all(np.isfinite(array[:kept]).all() for array in arrays):
             raise GeometryError(
                 "the trajectory holds positions, velocities or cells that are not finite; cut it before"
             )
         return cls(
-            numbers=numbers.astype(np.int64),
-            masses=np.asarray(frames[0].get_masses(), dtype=float),
-            positions=positions,
-            cells=cells,
+            numbers=numbers,
+            masses=masses,
+            positions=positions[:kept],
+            cells=cells[:kept],
             pbc=np.asarray(pbc, dtype=bool),
-            velocities=velocities,
+            velocities=None if velocities is None else velocities[:kept],
             frame_time=spacing,
-            dropped=len(frames) - kept,
+            dropped=len(positions) - kept,
         )
 
     def species(self) -> dict[str, NDArray[np.bool_]]:
@@ -95,6 +127,12 @@ class TrajectoryArrays:
 
         symbols = {chemical_symbols[z]: z for z in np.unique(self.numbers).tolist()}
         return {symbol: self.numbers == symbols[symbol] for symbol in sorted(symbols)}
+
+    def formula(self) -> str:
+        """Return the atoms in their order, such as "OH2"."""
+        from ase.symbols import Symbols
+
+        return str(Symbols(self.numbers))
 
     def needed_frame_time(self) -> float:
         """Return the time between two frames, fs.

@@ -215,14 +215,7 @@ def read_values(
         values.pop("data", None)
         values.pop("test", None)
     for setting in settings:
-        key, sign, text = setting.partition("=")
-        if not sign or not key:
-            raise ConfigError(f"expected --set section.key=value, found {setting!r}")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise ConfigError(f"--set {setting}: the value is not valid YAML") from None
-        merge(values, _nested(key.split("."), _number(value)))
+        merge(values, parse_setting(setting))
     merge(values, overrides or {})
     if "data" not in values:
         raise ConfigError(
@@ -243,6 +236,22 @@ def _read_yaml(path: Path) -> dict[str, Any]:
             f"the recipe {path} must hold sections such as data, model and training; found {content!r:.60}"
         )
     return content
+
+
+def parse_setting(setting: str) -> dict[str, Any]:
+    """Return what "section.key=value" says as nested values; the value is YAML.
+
+    Raises:
+        ConfigError: if it is not of this form.
+    """
+    key, sign, text = setting.partition("=")
+    if not sign or not key:
+        raise ConfigError(f"expected --set key=value, such as training.epochs=30, found {setting!r}")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"--set {setting}: the value is not valid YAML") from None
+    return _nested(key.split("."), _number(value))
 
 
 def _number(value: Any) -> Any:

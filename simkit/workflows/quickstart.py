@@ -12,6 +12,7 @@ import numpy as np
 
 from simkit.datasets.embedded import load_embedded
 from simkit.files import ensure_output_dir
+from simkit.md.ensembles import NVE
 from simkit.md.run import CHECKPOINT, MDResult, run_md
 from simkit.training.recipe import Recipe, read_recipe
 from simkit.workflows.evaluate import errors_table, label_spread
@@ -70,10 +71,10 @@ def quickstart(
     run = run_md(
         open_calculator(model, device),
         start,
+        NVE(TIMESTEP),
         out=folder / "md",
         steps=md_steps,
         temperature=TEMPERATURE,
-        timestep=TIMESTEP,
         restart=(folder / "md" / CHECKPOINT).exists(),
     )
     echo(summary(run))

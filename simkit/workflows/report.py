@@ -14,13 +14,13 @@ from ase.data import chemical_symbols
 from torch import Tensor
 
 from simkit import plotting
-from simkit.calculator import Calculator
 from simkit.datasets.checks import unit_warnings
 from simkit.datasets.splits import Splits
 from simkit.datasets.store import Store
 from simkit.errors import SimkitError
 from simkit.files import write_json, write_text
 from simkit.graph import LABELS, AtomGraph
+from simkit.md.ensembles import NVE
 from simkit.md.run import run_md
 from simkit.potential import Potential
 from simkit.properties import ELECTRONS, KINDS, Standard
@@ -176,14 +176,19 @@ def nve_check(potential: Potential, atoms: Atoms, folder: Path) -> NveCheck | No
     if not 2 <= len(atoms) <= NVE_MAX_ATOMS or "energy" not in potential.heads:
         return None
     shutil.rmtree(folder, ignore_errors=True)  # of an earlier report of the same training
-    calculator = Calculator(potential, dtype="float64")
     try:
         run = run_md(
-            calculator, atoms, out=folder, steps=NVE_STEPS, temperature=NVE_TEMPERATURE, timestep=NVE_TIMESTEP, seed=0
+            potential,
+            atoms,
+            NVE(NVE_TIMESTEP),
+            out=folder,
+            steps=NVE_STEPS,
+            temperature=NVE_TEMPERATURE,
+            dtype="float64",
         )
     except SimkitError as error:
         return NveCheck(math.nan, 0.0, math.nan, len(atoms), [f"the short NVE run broke down: {error}"])
-    distances = graph_distances(AtomGraph.from_ase(run.atoms, potential.cutoff))
+    distances = graph_distances(AtomGraph.from_ase(run.atoms[0], potential.cutoff))
     messages = extrapolation_warnings(potential.info.get("domain", {}), distances, "last frame of the NVE run")
     drift = run.drift if run.drift is not None else math.nan
     return NveCheck(drift, NVE_STEPS * NVE_TIMESTEP / 1000, run.seconds / max(run.steps, 1), len(atoms), messages)

@@ -3,81 +3,127 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
 from simkit import plotting
-from simkit.errors import OutputError, SimkitError
+from simkit.config import parse_options
+from simkit.errors import ConfigError, OutputError, SimkitError
 from simkit.files import ensure_output_dir, write_json, write_text
+from simkit.md.ensembles.options import KNOWN, EnsembleOptions, ensemble_from_options
 from simkit.md.eos import equation_of_state
-from simkit.md.output import TRAJECTORY
 from simkit.md.relax import STRUCTURE, relax
-from simkit.md.run import MDResult, run_md
+from simkit.md.run import TRAJECTORY, MDResult, TrajectoryFormat, run_md
+from simkit.training.recipe import parse_setting
 from simkit.workflows.predict import visited_warnings
 from simkit.workflows.structures import open_calculator, read_structure, read_structures
+
+if TYPE_CHECKING:
+    from ase import Atoms
 
 PathLike = str | os.PathLike[str]
 Echo = Callable[[str], None]
 
+FORMATS = get_args(TrajectoryFormat)
 CHECKED_FRAMES = 50
 """Frames of a trajectory whose distances are compared with the training data."""
 
 
 def simulate(
     model: PathLike,
-    structure: PathLike,
+    structures: PathLike,
+    given: Mapping[str, Any],
+    settings: Sequence[str],
     *,
     out: PathLike,
     steps: int,
-    ensemble: str,
-    temperature: float | None,
-    timestep: float,
-    friction: float,
+    keep_velocities: bool,
     seed: int,
+    replicas: int,
     interval: int,
+    trajectory: str,
     restart: bool,
     device: str,
     dtype: str | None,
     skin: float,
     echo: Echo,
 ) -> MDResult:
-    """Run molecular dynamics and tell how it went; see `simkit.md.run.run_md` and `open_calculator`."""
+    """Run molecular dynamics and tell how it went; see `simkit.md.run.run_md` and `open_calculator`.
+
+    Args:
+        structures: all that the file holds, as one batch.
+        given: `EnsembleOptions` by name, None for those that were not given; ``seed`` is added where the ensemble has random numbers,
+            and the temperature is that of the starting velocities, too.
+        settings: more of them, as "key=value".
+
+    Raises:
+        ConfigError: if a setting is unknown to the ensemble or unusable.
+    """
+    if trajectory not in FORMATS:
+        raise ConfigError(f"trajectory must be one of {', '.join(FORMATS)}, found {trajectory!r}")
+    values = {name: value for name, value in given.items() if value is not None}
+    for setting in settings:
+        values |= parse_setting(setting)
+    start = None if keep_velocities else values["temperature"]
+    if values["ensemble"] == "nve":  # which has a temperature at the start only
+        del values["temperature"]
+    if "seed" in KNOWN.get(values["ensemble"], ()):
+        values.setdefault("seed", seed)
+    ensemble = ensemble_from_options(parse_options(EnsembleOptions, values, "settings of the run"))
     calculator = open_calculator(model, device, dtype, skin)
-    atoms = read_structure(structure)
     result = run_md(
         calculator,
-        atoms,
+        read_structures(structures),
+        ensemble,
         out=out,
         steps=steps,
-        ensemble=ensemble,
-        temperature=temperature,
-        timestep=timestep,
-        friction=friction,
+        temperature=start,
         seed=seed,
+        replicas=replicas,
         interval=interval,
+        trajectory=trajectory,
         restart=restart,
     )
     echo(summary(result))
-    frames = read_structures(result.folder / TRAJECTORY)
-    chosen = np.unique(np.linspace(0, len(frames) - 1, CHECKED_FRAMES).astype(int))
-    for message in visited_warnings(calculator.potential, [frames[k] for k in chosen], "trajectory"):
+    frames = _some_frames(result)
+    for message in visited_warnings(calculator.potential, frames, "trajectory"):
         echo(f"warning: {message}")
     return result
 
 
+def _some_frames(result: MDResult) -> list[Atoms]:
+    """Frames from all over the trajectory of the first replica, or the last structures where there is none in ASE's format."""
+    first = min(result.folder.glob(f"{Path(TRAJECTORY).stem}*{Path(TRAJECTORY).suffix}"), default=None)
+    if first is None:
+        return result.atoms
+    frames = read_structures(first)
+    return [frames[k] for k in np.unique(np.linspace(0, len(frames) - 1, CHECKED_FRAMES).astype(int))]
+
+
 def summary(result: MDResult) -> str:
     """Return what a run was and where its files are."""
-    temperature = result.thermo["temperature_K"]
-    time_ps = float(result.thermo["time_fs"][-1]) / 1000
+    thermo, count = result.thermo, len(result.atoms)
+    temperature = thermo["temperature_K"]
+    each = 1000 * result.seconds / max(result.steps, 1)
+    system = f"{len(result.atoms[0])} atoms" if count == 1 else f"{count} replicas, {sum(map(len, result.atoms))} atoms"
     lines = [
-        f"{len(result.atoms)} atoms, {time_ps:g} ps in all; {result.steps} steps now in {result.seconds:.1f} s"
-        + (f" ({1000 * result.seconds / result.steps:.2f} ms per step)" if result.steps else ""),
+        f"{system}, {float(thermo['time_fs'][-1]) / 1000:g} ps in all; {result.steps} steps now in {result.seconds:.1f} s"
+        + (
+            f" ({each:.2f} ms per step" + (f", {each / count:.2g} for each replica)" if count > 1 else ")")
+            if result.steps
+            else ""
+        ),
         f"temperature: mean {temperature.mean():.0f} K, standard deviation {temperature.std():.0f} K",
     ]
+    if "pressure_GPa" in thermo:
+        lines.append(
+            f"pressure: mean {thermo['pressure_GPa'].mean():.4g} GPa; volume: mean {thermo['volume_angstrom3'].mean():.6g} Å³"
+        )
     if result.drift is not None:
-        lines.append(f"drift of the total energy: {result.drift:.3g} meV/atom/ps")
+        lines.append(f"drift of the conserved quantity: {result.drift:.3g} meV/atom/ps")
     lines.append(f"trajectory, thermo.csv and plots: {result.folder}")
     return "\n".join(lines)
 

@@ -1,0 +1,109 @@
+"""`ClassicalForces`: a `ClassicalPotential` as the forces of replicas."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from simkit.classical import ClassicalCalculator, ClassicalPotential
+from simkit.errors import ConfigError, GeometryError
+from simkit.md.state import State, check_stress
+
+LIST, LIST_CELLS = "classical.list", "classical.list_cells"
+"""Names in ``State.extra`` of positions [N, 3] and cells [B, 3, 3] that neighbor lists were built from.
+
+The last bits of sums depend on them: with them, a restart goes on to the bit.
+"""
+
+
+class ClassicalForces:
+    """Forces of a classical potential, on the CPU; each replica has a neighbor list of its own, and they are evaluated in turn.
+
+    The energy is left out where it is not asked for, and is nan then. The terms, species and exclusions are the same for all replicas.
+
+    Args:
+        model: the potential; its cell and periodicity give way to those of each replica.
+    """
+
+    device = torch.device("cpu")
+
+    def __init__(self, model: ClassicalPotential | ClassicalCalculator) -> None:
+        self._model = model.in_box(np.eye(3), True) if isinstance(model, ClassicalCalculator) else model
+        self._bound: Tensor | None = None
+        self._boxes: list[ClassicalPotential] = []
+        self._builds: list[int] = []
+        self._parts: list[tuple[NDArray[np.float64], NDArray[np.float64]]] = []
+
+    def compute(self, state: State, *, energy: bool = True, stress: bool = False) -> None:
+        """Fill forces and, where asked for, energies and stress.
+
+        Raises:
+            ConfigError: if the terms do not fit a replica, or a stress is asked for where not all is periodic.
+            GeometryError: if a coordinate is not finite, atoms coincide or a cell has no volume.
+        """
+        if state.positions is not self._bound:
+            self._bind(state)
+        if not energy:
+            state.energy.fill_(torch.nan)
+        if stress:
+            check_stress(state)
+        else:
+            state.stress.fill_(torch.nan)
+        volumes = state.volume() if stress else None
+        for k, (box, (positions, forces)) in enumerate(zip(self._boxes, self._parts, strict=True)):
+            cell = state.cells[k].numpy()
+            if (cell != box.cell).any():
+                box.set_cell(cell)
+            try:
+                if not energy and not stress:
+                    box(positions, forces)
+                else:
+                    state.energy[k], virial = box.evaluate(positions, forces)
+                    if volumes is not None:
+                        state.stress[k] = torch.from_numpy(virial) / -volumes[k]
+            except GeometryError as error:
+                raise GeometryError(f"replica {k}: {error}") from error
+            if box.builds != self._builds[k]:
+                self._note(state, k)
+
+    def identity(self) -> str:
+        """A hash of the terms with their parameters, species, exclusions and skin."""
+        digest = hashlib.sha256()
+        for term in self._model.terms:
+            digest.update(type(term).__name__.encode())
+            for field in dataclasses.fields(term):
+                digest.update(f"{field.name}={np.asarray(getattr(term, field.name)).tolist()};".encode())
+        for values in self._model.atoms_and_skin():
+            digest.update(f"{None if values is None else np.asarray(values).tolist()};".encode())
+        return digest.hexdigest()
+
+    def forget(self) -> None:
+        """Drop neighbor lists; they are built again from the positions in ``State.extra``."""
+        self._bound, self._boxes = None, []
+
+    def _bind(self, state: State) -> None:
+        if state.device.type != "cpu":
+            raise ConfigError(f"classical potentials run on the CPU; the state is on {state.device}")
+        bounds = state.offsets.tolist()
+        slices = [slice(first, last) for first, last in zip(bounds, bounds[1:], strict=False)]
+        self._parts = [(state.positions[part].numpy(), state.forces[part].numpy()) for part in slices]
+        places = state.extra.setdefault(LIST, state.positions.clone())
+        cells = state.extra.setdefault(LIST_CELLS, state.cells.clone())
+        self._boxes = [self._model.in_box(cells[k].numpy(), state.pbc[k]) for k in range(state.size)]
+        for box, part in zip(self._boxes, slices, strict=True):
+            box.build_list(places[part].numpy())
+        self._builds = [box.builds for box in self._boxes]
+        self._bound = state.positions
+
+    def _note(self, state: State, k: int) -> None:
+        """Keep what the list of a replica was built from."""
+        self._builds[k] = self._boxes[k].builds
+        reference = self._boxes[k].list_positions
+        if reference is not None:
+            state.extra[LIST][state.offsets[k] : state.offsets[k + 1]] = torch.from_numpy(reference)
+            state.extra[LIST_CELLS][k] = torch.from_numpy(self._boxes[k].cell)
