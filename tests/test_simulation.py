@@ -11,6 +11,7 @@ from ase.calculators.emt import EMT
 from ase.md.verlet import VelocityVerlet
 from ase.units import fs
 
+import simkit
 from simkit import potentials
 from simkit.calculator import Calculator
 from simkit.classical import ClassicalPotential, LennardJones
@@ -312,3 +313,9 @@ def test_any_calculator_of_ase(rng: np.random.Generator) -> None:
     atoms.calc = EMT()
     VelocityVerlet(atoms, 2.0 * fs).run(10)
     np.testing.assert_allclose(simulation.state.positions.numpy(), atoms.positions, rtol=0, atol=1e-7)
+
+
+def test_the_engine_is_at_hand() -> None:
+    assert simkit.md.Simulation is Simulation
+    with pytest.raises(AttributeError, match="no attribute 'Simulations'"):
+        _ = simkit.md.Simulations

@@ -16,11 +16,8 @@ from simkit import plotting, run_plots
 from simkit.errors import ConfigError, OutputError, SimkitError
 from simkit.files import atomic_path, ensure_output_dir, write_json
 from simkit.md.analysis import energy_drift
-from simkit.md.observers.ase_trajectory import ASETrajectory
-from simkit.md.observers.h5md import H5MDTrajectory
-from simkit.md.observers.progress import Progress
-from simkit.md.observers.stop import StopRunaway
-from simkit.md.observers.thermo_table import ThermoTable, read_thermo_table
+from simkit.md.observers import ASETrajectory, H5MDTrajectory, Progress, StopRunaway, ThermoTable
+from simkit.md.observers.thermo_table import read_thermo_table
 from simkit.md.simulation import Simulation
 
 if TYPE_CHECKING:
