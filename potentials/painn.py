@@ -8,11 +8,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from simkit.config import Options
+from simkit.graph import one_direction
 from simkit.kernels.vector_message import vector_message
+from simkit.kernels.vector_update import gated_update, invariants
 from simkit.potential import Representation
 from simkit.radial import CutoffName, SineBasis, make_cutoff
-
-EPSILON = 1e-8  # keeps the norm of a vanishing vector feature differentiable
 
 
 class PaiNNOptions(Options):
@@ -39,7 +39,8 @@ class Filters(nn.Linear):
 
     def forward(self, weighted: Tensor) -> Tensor:
         """Map [E, basis + 1] to [E, 3C]."""
-        return weighted @ torch.cat([self.weight, self.bias.unsqueeze(1)], dim=1).t()
+        # The factor has the layout of the product: the other one makes its gradient at half the speed.
+        return weighted @ torch.cat([self.weight.t(), self.bias.unsqueeze(0)])
 
 
 class Message(nn.Module):
@@ -50,14 +51,25 @@ class Message(nn.Module):
         self.net = nn.Sequential(nn.Linear(channels, channels), nn.SiLU(), nn.Linear(channels, 3 * channels))
 
     def forward(
-        self, s: Tensor, v: Tensor | None, sender: Tensor, receiver: Tensor, filters: Tensor, directions: Tensor
+        self,
+        s: Tensor,
+        v: Tensor | None,
+        sender: Tensor,
+        receiver: Tensor,
+        filters: Tensor,
+        directions: Tensor,
+        *,
+        both: bool,
     ) -> tuple[Tensor, Tensor]:
-        """Return the sums over neighbors, [N, C] and [N, 3C]; ``v`` [N, 3C] is None while all vectors vanish."""
-        return vector_message(self.net(s), v, filters, directions, sender, receiver)
+        """Return the sums over neighbors, [N, C] and [N, 3C]; ``v`` [N, 3C] is None while all vectors vanish.
+
+        With ``both``, each edge stands for its reverse as well.
+        """
+        return vector_message(self.net(s), v, filters, directions, sender, receiver, both=both)
 
 
 class Update(nn.Module):
-    """Equations 9 and 10: ds = a_ss + a_sv <U v, V v>; dv = a_vv U v, with a = a(s, |V v|)."""
+    """Equations 9 and 10: s += a_ss + a_sv <U v, V v>; v += a_vv U v, with a = a(s, |V v|)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -66,12 +78,10 @@ class Update(nn.Module):
         self.net = nn.Sequential(nn.Linear(2 * channels, channels), nn.SiLU(), nn.Linear(channels, 3 * channels))
 
     def forward(self, s: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the atom-wise updates of scalars [N, C] and vectors [N, 3C]."""
+        """Return the updated scalars [N, C] and vectors [N, 3C]."""
         n, c = s.shape
-        uv, vv = self.mix(v.view(n, 3, c)).split(c, dim=2)
-        norm = torch.sqrt((vv * vv).sum(dim=1) + EPSILON)
-        a_vv, a_sv, a_ss = self.net(torch.cat([s, norm], dim=1)).split(c, dim=1)
-        return a_ss + a_sv * (uv * vv).sum(dim=1), (a_vv.unsqueeze(1) * uv).reshape(n, 3 * c)
+        x, product, u = invariants(s, self.mix(v.view(n, 3, c)))
+        return gated_update(s, v, self.net(x), product, u)
 
 
 class PaiNN(Representation):
@@ -92,6 +102,11 @@ class PaiNN(Representation):
 
     def forward(self, species: Tensor, edge_index: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return scalars [N, C] and vectors [N, 3, C]."""
+        # Filters depend on distances alone: make each pair's filter once. On a GPU the selection would make the host wait.
+        both = vectors.device.type == "cpu"
+        if both:
+            chosen = one_direction(edge_index, vectors)
+            edge_index, vectors = edge_index.index_select(1, chosen), vectors.index_select(0, chosen)
         sender, receiver = edge_index[0], edge_index[1]
         r = torch.sqrt(vectors.square().sum(dim=1))
         directions = vectors / r.unsqueeze(1)
@@ -99,8 +114,7 @@ class PaiNN(Representation):
         basis = torch.cat([self.basis(r) * weight, weight], dim=1)
         s, v = self.embedding(species), None
         for message, update, net in zip(self.messages, self.updates, self.filters, strict=True):
-            ds, dv = message(s, v, sender, receiver, net(basis), directions)
+            ds, dv = message(s, v, sender, receiver, net(basis), directions, both=both)
             s, v = s + ds, dv if v is None else v + dv
-            ds, dv = update(s, v)
-            s, v = s + ds, v + dv
+            s, v = update(s, v)
         return s, None if v is None else v.view(-1, 3, self.channels)

@@ -19,8 +19,8 @@ from simkit.dispersion import D3Dispersion
 from simkit.electrostatics import DampedCoulomb
 from simkit.graph import one_direction
 from simkit.initialization import glorot_linear, softplus_inverse
+from simkit.kernels.activations import ShiftedSoftplus
 from simkit.potential import Representation
-from simkit.potentials.schnet import ShiftedSoftplus
 from simkit.radial import PolynomialCutoff
 from simkit.readout import BlockReadout, ChargeReadout
 

@@ -3,14 +3,14 @@
 Schuett et al., "SchNet: A continuous-filter convolutional neural network for modeling quantum interactions", NeurIPS 2017.
 """
 
-import math
-
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from simkit.config import Options
 from simkit.graph import one_direction
+from simkit.kernels.activations import ShiftedSoftplus
+from simkit.kernels.filter_message import filter_message
 from simkit.potential import Representation
 from simkit.radial import CutoffName, GaussianBasis, make_cutoff
 
@@ -28,14 +28,6 @@ class SchNetOptions(Options):
     cutoff_function: CutoffName = "polynomial"
 
 
-class ShiftedSoftplus(nn.Module):
-    """ln(0.5 exp(x) + 0.5)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply elementwise."""
-        return nn.functional.softplus(x) - math.log(2.0)
-
-
 class Interaction(nn.Module):
     """Figure 2 of the paper: x_i += W3 ssp(W2 sum_j (W1 x_j) * filter(r_ij))."""
 
@@ -46,14 +38,13 @@ class Interaction(nn.Module):
         self.dense_out = nn.Sequential(nn.Linear(filters, channels), ShiftedSoftplus(), nn.Linear(channels, channels))
 
     def forward(
-        self, x: Tensor, sender: Tensor, receiver: Tensor, basis: Tensor, weight: Tensor, *, both: bool
+        self, x: Tensor, sender: Tensor, receiver: Tensor, hidden: Tensor, weight: Tensor, *, both: bool
     ) -> Tensor:
-        """Return the update of the features, [N, C]; with ``both``, each edge stands for its reverse as well."""
-        filters = self.filter_net(basis) * weight
-        h = self.dense_in(x)
-        total = torch.zeros_like(h).index_add(0, receiver, h.index_select(0, sender) * filters)
-        if both:
-            total = total.index_add(0, sender, h.index_select(0, receiver) * filters)
+        """Return the update of the features, [N, C]; with ``both``, each edge stands for its reverse as well.
+
+        ``hidden`` [E, F] is the hidden layer of the filter network.
+        """
+        total = filter_message(self.dense_in(x), self.filter_net[2](hidden), weight, sender, receiver, both=both)
         return self.dense_out(total)
 
 
@@ -82,8 +73,16 @@ class SchNet(Representation):
             edge_index, vectors = edge_index.index_select(1, chosen), vectors.index_select(0, chosen)
         sender, receiver = edge_index[0], edge_index[1]
         r = torch.sqrt(vectors.square().sum(dim=1))
-        basis, weight = self.basis(r), self.cutoff_function(r).unsqueeze(1)
+        weight = self.cutoff_function(r)
         x = self.embedding(species)
-        for interaction in self.interactions:
-            x = x + interaction(x, sender, receiver, basis, weight, both=both)
+        for interaction, hidden in zip(self.interactions, self._hidden_filters(r), strict=True):
+            x = x + interaction(x, sender, receiver, hidden, weight, both=both)
         return x, None
+
+    def _hidden_filters(self, r: Tensor) -> tuple[Tensor, ...]:
+        """The hidden layers of all filter networks, [E, F] each, as one product: all begin with the same basis of the distances."""
+        first = [interaction.filter_net[0] for interaction in self.interactions]
+        # Rows of the basis, not of the outputs: the other layout makes the gradient of the weights at half the speed.
+        weights = torch.cat([layer.weight.t() for layer in first], dim=1)
+        hidden = torch.addmm(torch.cat([layer.bias for layer in first]), self.basis(r), weights)
+        return self.interactions[0].filter_net[1](hidden).view(len(r), len(first), first[0].out_features).unbind(dim=1)

@@ -8,6 +8,9 @@ S = <gs, ds> + <gv, dv> is linear in each of phi, v, W, u, gs and gv. The backwa
 backward pass those of T, the derivative of S along the cotangents (hp, hv, hw, hu). All three are sums over edges of short products, so
 nothing of shape [E, 3, C] is ever stored, where composing PyTorch's operations stores dozens such arrays.
 
+Filters depend on distances alone, so an edge may stand for its reverse as well, which has the same filter and the vector -u: half the
+filters are then made, read and differentiated.
+
 The work is cut into blocks of channels, which share no output except du (summed over blocks afterwards): no atomics, and the result
 does not depend on the number of threads. Arrays are passed flat: in a row of three sections of C, section k begins at k C.
 """
@@ -19,23 +22,31 @@ from typing import Any
 import numpy as np
 import torch
 from numba import njit, prange
-from numba.core.compiler import CompilerBase, DefaultPassBuilder
 from torch import Tensor
 
-from simkit.kernels.threads import task_count
-
-BLOCK = 64  # channels that one thread takes at least
+from simkit.kernels.blocks import BLOCK, compile_blocks, compile_shared, count_blocks, flat, sizes
 
 
 def vector_message_reference(
-    phi: Tensor, v: Tensor | None, filters: Tensor, directions: Tensor, sender: Tensor, receiver: Tensor
+    phi: Tensor,
+    v: Tensor | None,
+    filters: Tensor,
+    directions: Tensor,
+    sender: Tensor,
+    receiver: Tensor,
+    *,
+    both: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Return ds [N, C] and dv [N, 3C] in plain PyTorch, on any device.
 
     Args:
         phi: [N, 3C]. v: [N, 3C], component-major, or None for zero. filters: [E, 3C]. directions: [E, 3].
         sender, receiver: [E] int64.
+        both: let each edge stand for its reverse as well, which has the same filter and the opposite direction.
     """
+    if both:
+        filters, directions = torch.cat([filters, filters]), torch.cat([directions, -directions])
+        sender, receiver = torch.cat([sender, receiver]), torch.cat([receiver, sender])
     c = phi.shape[1] // 3
     product = phi.index_select(0, sender) * filters
     ds = phi.new_zeros(phi.shape[0], c).index_add(0, receiver, product[:, :c])
@@ -47,30 +58,38 @@ def vector_message_reference(
 
 
 def vector_message(
-    phi: Tensor, v: Tensor | None, filters: Tensor, directions: Tensor, sender: Tensor, receiver: Tensor
+    phi: Tensor,
+    v: Tensor | None,
+    filters: Tensor,
+    directions: Tensor,
+    sender: Tensor,
+    receiver: Tensor,
+    *,
+    both: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Return the same as `vector_message_reference`; on a CPU by the fused kernels, differentiable twice."""
     if phi.device.type != "cpu" or phi.dtype not in (torch.float32, torch.float64):
-        return vector_message_reference(phi, v, filters, directions, sender, receiver)
-    ds, dv = _Message.apply(phi, v, filters, directions, sender, receiver)
+        return vector_message_reference(phi, v, filters, directions, sender, receiver, both=both)
+    ds, dv = _Message.apply(phi, v, filters, directions, sender, receiver, both)
     return ds, dv
 
 
 class _Message(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, phi: Tensor, v: Tensor | None, w: Tensor, u: Tensor, sender: Tensor, receiver: Tensor
+        ctx: Any, phi: Tensor, v: Tensor | None, w: Tensor, u: Tensor, sender: Tensor, receiver: Tensor, both: bool
     ) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(phi, v, w, u, sender, receiver)
+        ctx.both = both
         n, c = phi.shape[0], phi.shape[1] // 3
         ds, dv = phi.new_zeros(n, c), phi.new_zeros(n, 3 * c)
-        _forward(*_sizes(c), *_arrays(phi, v, w, u, sender, receiver), v is not None, *_flat(ds, dv))
+        _forward(*sizes(c), *_arrays(phi, v, w, u, sender, receiver), v is not None, both, *flat(ds, dv))
         return ds, dv
 
     @staticmethod
     def backward(ctx: Any, gs: Tensor, gv: Tensor) -> tuple[Tensor | None, ...]:
         phi, v, w, u, sender, receiver = ctx.saved_tensors
-        return (*_MessageBackward.apply(phi, v, w, u, gs, gv, sender, receiver), None, None)
+        return (*_MessageBackward.apply(phi, v, w, u, gs, gv, sender, receiver, ctx.both), None, None, None)
 
 
 class _MessageBackward(torch.autograd.Function):
@@ -85,16 +104,18 @@ class _MessageBackward(torch.autograd.Function):
         gv: Tensor,
         sender: Tensor,
         receiver: Tensor,
+        both: bool,
     ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
         ctx.save_for_backward(phi, v, w, u, gs, gv, sender, receiver)
+        ctx.both = both
         has_v = v is not None
         c = phi.shape[1] // 3
-        # Outputs are made from their shapes: one "like" a transposed argument would be transposed, too, and `_flat` a copy of it.
+        # Outputs are made from their shapes: one "like" a transposed argument would be transposed, too, and `flat` a copy of it.
         dphi, dw, du = phi.new_zeros(phi.shape), w.new_empty(w.shape), _du_buffer(c, u)
         dv = phi.new_zeros(phi.shape) if has_v else None
         _backward(
-            *_sizes(c), *_arrays(phi, v, w, u, sender, receiver), has_v, *_flat(gs, gv),
-            *_flat(dphi, phi[:0] if dv is None else dv, dw, du),
+            *sizes(c), *_arrays(phi, v, w, u, sender, receiver), has_v, both, *flat(gs, gv),
+            *flat(dphi, phi[:0] if dv is None else dv, dw, du),
         )  # fmt: skip
         return dphi, dv, dw, du.sum(dim=0)
 
@@ -114,50 +135,21 @@ class _MessageBackward(torch.autograd.Function):
         dv = phi.new_zeros(phi.shape if has_v else (0, 3 * c))
         dgs, dgv = phi.new_zeros(gs.shape), phi.new_zeros(gv.shape)
         _second_backward(
-            *_sizes(c), *_arrays(phi, v, w, u, sender, receiver), has_v, *_flat(gs, gv, hp, hv, hw, hu),
-            *_flat(dphi, dv, dw, du, dgs, dgv),
+            *sizes(c), *_arrays(phi, v, w, u, sender, receiver), has_v, ctx.both, *flat(gs, gv, hp, hv, hw, hu),
+            *flat(dphi, dv, dw, du, dgs, dgv),
         )  # fmt: skip
-        return dphi, dv if has_v else None, dw, du.sum(dim=0), dgs, dgv, None, None
-
-
-def _blocks(channels: int) -> int:
-    return (channels + BLOCK - 1) // BLOCK
-
-
-def _sizes(channels: int) -> tuple[int, int]:
-    """The number of channels, and of tasks that share them."""
-    return channels, task_count(_blocks(channels))
-
-
-def _flat(*tensors: Tensor) -> tuple[np.ndarray, ...]:
-    """The elements as flat arrays, which share the memory of contiguous tensors."""
-    return tuple(t.detach().contiguous().view(-1).numpy() for t in tensors)
+        return dphi, dv if has_v else None, dw, du.sum(dim=0), dgs, dgv, None, None, None
 
 
 def _arrays(
     phi: Tensor, v: Tensor | None, w: Tensor, u: Tensor, sender: Tensor, receiver: Tensor
 ) -> tuple[np.ndarray, ...]:
-    return _flat(phi, phi[:0] if v is None else v, w, u, sender, receiver)
+    return flat(phi, phi[:0] if v is None else v, w, u, sender, receiver)
 
 
 def _du_buffer(channels: int, u: Tensor) -> Tensor:
     """One partial sum of du per block of channels."""
-    return u.new_empty(_blocks(channels), u.shape[0], 3)
-
-
-class _NoAlias(CompilerBase):
-    """Numba's compiler with the promise that no output of a function overlaps another argument.
-
-    Without it LLVM compares the addresses of all arrays before each loop, or does not vectorise the loop: half the speed.
-    """
-
-    def define_pipelines(self) -> list[Any]:
-        self.state.flags.noalias = True
-        return [DefaultPassBuilder.define_nopython_pipeline(self.state)]
-
-
-_compile_blocks = njit(pipeline_class=_NoAlias, fastmath=True, error_model="numpy")
-_compile_shared = njit(parallel=True, fastmath=True, error_model="numpy", cache=True)
+    return u.new_empty(count_blocks(channels), u.shape[0], 3)
 
 
 @njit
@@ -167,15 +159,26 @@ def _offsets(row, c_all, lo):  # type: ignore[no-untyped-def]  # pragma: no cove
     return first, first + np.uintp(c_all), first + np.uintp(2 * c_all)
 
 
-@_compile_blocks
-def _forward_blocks(start, end, c_all, phi, v, w, u, sender, receiver, has_v, ds, dv):  # type: ignore[no-untyped-def]  # pragma: no cover
-    for e in range(len(sender)):
-        ux, uy, uz = u[3 * e], u[3 * e + 1], u[3 * e + 2]
+@njit
+def _edge(k, sides, sender, receiver, one):  # type: ignore[no-untyped-def]  # pragma: no cover
+    """Edge, receiver, sender and the sign of the direction of message k; where there are two sides, the odd ones are the reverses."""
+    e = k // sides
+    if k % sides:
+        return e, sender[e], receiver[e], -one
+    return e, receiver[e], sender[e], one
+
+
+@compile_blocks
+def _forward_blocks(start, end, c_all, phi, v, w, u, sender, receiver, has_v, both, ds, dv):  # type: ignore[no-untyped-def]  # pragma: no cover
+    sides = 2 if both else 1
+    for k in range(sides * len(sender)):
+        e, i, j, sign = _edge(k, sides, sender, receiver, u.dtype.type(1))
+        ux, uy, uz = sign * u[3 * e], sign * u[3 * e + 1], sign * u[3 * e + 2]
         for lo in range(start * BLOCK, end * BLOCK, BLOCK):
             n = np.uintp(min(BLOCK, c_all - lo))
-            s = np.uintp(receiver[e] * c_all + lo)
-            i0, i1, i2 = _offsets(receiver[e], c_all, lo)
-            j0, j1, j2 = _offsets(sender[e], c_all, lo)
+            s = np.uintp(i * c_all + lo)
+            i0, i1, i2 = _offsets(i, c_all, lo)
+            j0, j1, j2 = _offsets(j, c_all, lo)
             e0, e1, e2 = _offsets(e, c_all, lo)
             if not has_v:
                 for c in range(n):
@@ -193,69 +196,87 @@ def _forward_blocks(start, end, c_all, phi, v, w, u, sender, receiver, has_v, ds
                 dv[i2 + c] += t * uz + d * v[j2 + c]
 
 
-@_compile_blocks
+@compile_blocks
 def _backward_blocks(  # type: ignore[no-untyped-def]  # pragma: no cover
-    start, end, c_all, phi, v, w, u, sender, receiver, has_v, gs, gv, dphi, dv, dw, du
+    start, end, c_all, phi, v, w, u, sender, receiver, has_v, both, gs, gv, dphi, dv, dw, du
 ):
     zero = phi.dtype.type(0)
-    for e in range(len(sender)):
-        ux, uy, uz = u[3 * e], u[3 * e + 1], u[3 * e + 2]
+    sides = 2 if both else 1
+    for k in range(sides * len(sender)):
+        e, i, j, sign = _edge(k, sides, sender, receiver, u.dtype.type(1))
+        ux, uy, uz = sign * u[3 * e], sign * u[3 * e + 1], sign * u[3 * e + 2]
         for lo in range(start * BLOCK, end * BLOCK, BLOCK):
             n = np.uintp(min(BLOCK, c_all - lo))
-            s = np.uintp(receiver[e] * c_all + lo)
-            i0, i1, i2 = _offsets(receiver[e], c_all, lo)
-            j0, j1, j2 = _offsets(sender[e], c_all, lo)
+            s = np.uintp(i * c_all + lo)
+            i0, i1, i2 = _offsets(i, c_all, lo)
+            j0, j1, j2 = _offsets(j, c_all, lo)
             e0, e1, e2 = _offsets(e, c_all, lo)
+            b = 3 * (lo // BLOCK * len(sender) + e)
+            if k % sides == 0:
+                du[b : b + 3] = zero
+                for c in range(n):
+                    dw[e0 + c] = zero
+                    dw[e1 + c] = zero
+                    dw[e2 + c] = zero
             for c in range(n):
                 g, p, f = gs[s + c], phi[j0 + c], w[e0 + c]
                 dphi[j0 + c] += g * f
-                dw[e0 + c] = g * p
+                dw[e0 + c] += g * p
             du_x, du_y, du_z = zero, zero, zero
             for c in range(n):
                 gx, gy, gz, p, f = gv[i0 + c], gv[i1 + c], gv[i2 + c], phi[j1 + c], w[e1 + c]
                 t = gx * ux + gy * uy + gz * uz
                 dphi[j1 + c] += t * f
-                dw[e1 + c] = t * p
+                dw[e1 + c] += t * p
                 t = p * f
                 du_x += gx * t
                 du_y += gy * t
                 du_z += gz * t
-            k = 3 * (lo // BLOCK * len(sender) + e)
-            du[k], du[k + 1], du[k + 2] = du_x, du_y, du_z
+            du[b] += sign * du_x
+            du[b + 1] += sign * du_y
+            du[b + 2] += sign * du_z
             if not has_v:
-                dw[e2 : e2 + n] = zero
                 continue
             for c in range(n):
                 gx, gy, gz, p, f = gv[i0 + c], gv[i1 + c], gv[i2 + c], phi[j2 + c], w[e2 + c]
                 t = gx * v[j0 + c] + gy * v[j1 + c] + gz * v[j2 + c]
                 dphi[j2 + c] += t * f
-                dw[e2 + c] = t * p
+                dw[e2 + c] += t * p
                 t = p * f
                 dv[j0 + c] += gx * t
                 dv[j1 + c] += gy * t
                 dv[j2 + c] += gz * t
 
 
-@_compile_blocks
+@compile_blocks
 def _second_blocks(  # type: ignore[no-untyped-def]  # pragma: no cover
-    start, end, c_all, phi, v, w, u, sender, receiver, has_v, gs, gv, hp, hv, hw, hu, dphi, dv, dw, du, dgs, dgv
+    start, end, c_all, phi, v, w, u, sender, receiver, has_v, both, gs, gv, hp, hv, hw, hu, dphi, dv, dw, du, dgs, dgv
 ):
     zero = phi.dtype.type(0)
-    for e in range(len(sender)):
-        ux, uy, uz = u[3 * e], u[3 * e + 1], u[3 * e + 2]
-        hx, hy, hz = hu[3 * e], hu[3 * e + 1], hu[3 * e + 2]
+    sides = 2 if both else 1
+    for k in range(sides * len(sender)):
+        e, i, j, sign = _edge(k, sides, sender, receiver, u.dtype.type(1))
+        ux, uy, uz = sign * u[3 * e], sign * u[3 * e + 1], sign * u[3 * e + 2]
+        hx, hy, hz = sign * hu[3 * e], sign * hu[3 * e + 1], sign * hu[3 * e + 2]
         for lo in range(start * BLOCK, end * BLOCK, BLOCK):
             n = np.uintp(min(BLOCK, c_all - lo))
-            s = np.uintp(receiver[e] * c_all + lo)
-            i0, i1, i2 = _offsets(receiver[e], c_all, lo)
-            j0, j1, j2 = _offsets(sender[e], c_all, lo)
+            s = np.uintp(i * c_all + lo)
+            i0, i1, i2 = _offsets(i, c_all, lo)
+            j0, j1, j2 = _offsets(j, c_all, lo)
             e0, e1, e2 = _offsets(e, c_all, lo)
+            b = 3 * (lo // BLOCK * len(sender) + e)
+            if k % sides == 0:
+                du[b : b + 3] = zero
+                for c in range(n):
+                    dw[e0 + c] = zero
+                    dw[e1 + c] = zero
+                    dw[e2 + c] = zero
             # T0 = gs (hp0 w0 + p0 hw0)
             for c in range(n):
                 g, p, f, r, h = gs[s + c], phi[j0 + c], w[e0 + c], hp[j0 + c], hw[e0 + c]
                 dgs[s + c] += r * f + p * h
                 dphi[j0 + c] += g * h
-                dw[e0 + c] = g * r
+                dw[e0 + c] += g * r
             # T1 = (gv.hu) p1 w1 + (gv.u) (hp1 w1 + p1 hw1)
             du_x, du_y, du_z = zero, zero, zero
             for c in range(n):
@@ -270,11 +291,11 @@ def _second_blocks(  # type: ignore[no-untyped-def]  # pragma: no cover
                 du_z += gz * d
                 t, d = gx * hx + gy * hy + gz * hz, gx * ux + gy * uy + gz * uz
                 dphi[j1 + c] += t * f + d * h
-                dw[e1 + c] = t * p + d * r
-            k = 3 * (lo // BLOCK * len(sender) + e)
-            du[k], du[k + 1], du[k + 2] = du_x, du_y, du_z
+                dw[e1 + c] += t * p + d * r
+            du[b] += sign * du_x
+            du[b + 1] += sign * du_y
+            du[b + 2] += sign * du_z
             if not has_v:
-                dw[e2 : e2 + n] = zero
                 continue
             # T2 = (gv.hv) p2 w2 + (gv.v) (hp2 w2 + p2 hw2)
             for c in range(n):
@@ -291,50 +312,52 @@ def _second_blocks(  # type: ignore[no-untyped-def]  # pragma: no cover
                 dv[j2 + c] += gz * d
                 t, d = gx * mx + gy * my + gz * mz, gx * vx + gy * vy + gz * vz
                 dphi[j2 + c] += t * f + d * h
-                dw[e2 + c] = t * p + d * r
+                dw[e2 + c] += t * p + d * r
 
 
 # Each task takes its share of the blocks, edge by edge; a single task runs in the calling thread.
 
 
-@_compile_shared
+@compile_shared
 def _forward(  # type: ignore[no-untyped-def]  # pragma: no cover
-    c_all, tasks, phi, v, w, u, sender, receiver, has_v, ds, dv
+    c_all, tasks, phi, v, w, u, sender, receiver, has_v, both, ds, dv
 ):
     blocks = (c_all + BLOCK - 1) // BLOCK
     if tasks == 1:
-        _forward_blocks(0, blocks, c_all, phi, v, w, u, sender, receiver, has_v, ds, dv)
+        _forward_blocks(0, blocks, c_all, phi, v, w, u, sender, receiver, has_v, both, ds, dv)
         return
     for k in prange(tasks):
         start, end = k * blocks // tasks, (k + 1) * blocks // tasks
-        _forward_blocks(start, end, c_all, phi, v, w, u, sender, receiver, has_v, ds, dv)
+        _forward_blocks(start, end, c_all, phi, v, w, u, sender, receiver, has_v, both, ds, dv)
 
 
-@_compile_shared
+@compile_shared
 def _backward(  # type: ignore[no-untyped-def]  # pragma: no cover
-    c_all, tasks, phi, v, w, u, sender, receiver, has_v, gs, gv, dphi, dv, dw, du
+    c_all, tasks, phi, v, w, u, sender, receiver, has_v, both, gs, gv, dphi, dv, dw, du
 ):
     blocks = (c_all + BLOCK - 1) // BLOCK
     if tasks == 1:
-        _backward_blocks(0, blocks, c_all, phi, v, w, u, sender, receiver, has_v, gs, gv, dphi, dv, dw, du)
+        _backward_blocks(0, blocks, c_all, phi, v, w, u, sender, receiver, has_v, both, gs, gv, dphi, dv, dw, du)
         return
     for k in prange(tasks):
         start, end = k * blocks // tasks, (k + 1) * blocks // tasks
-        _backward_blocks(start, end, c_all, phi, v, w, u, sender, receiver, has_v, gs, gv, dphi, dv, dw, du)
+        _backward_blocks(start, end, c_all, phi, v, w, u, sender, receiver, has_v, both, gs, gv, dphi, dv, dw, du)
 
 
-@_compile_shared
+@compile_shared
 def _second_backward(  # type: ignore[no-untyped-def]  # pragma: no cover
-    c_all, tasks, phi, v, w, u, sender, receiver, has_v, gs, gv, hp, hv, hw, hu, dphi, dv, dw, du, dgs, dgv
+    c_all, tasks, phi, v, w, u, sender, receiver, has_v, both, gs, gv, hp, hv, hw, hu, dphi, dv, dw, du, dgs, dgv
 ):
     blocks = (c_all + BLOCK - 1) // BLOCK
     if tasks == 1:
         _second_blocks(
-            0, blocks, c_all, phi, v, w, u, sender, receiver, has_v, gs, gv, hp, hv, hw, hu, dphi, dv, dw, du, dgs, dgv
-        )
+            0, blocks, c_all, phi, v, w, u, sender, receiver, has_v, both, gs, gv, hp, hv, hw, hu,
+            dphi, dv, dw, du, dgs, dgv,
+        )  # fmt: skip
         return
     for k in prange(tasks):
         start, end = k * blocks // tasks, (k + 1) * blocks // tasks
         _second_blocks(
-            start, end, c_all, phi, v, w, u, sender, receiver, has_v, gs, gv, hp, hv, hw, hu, dphi, dv, dw, du, dgs, dgv
-        )
+            start, end, c_all, phi, v, w, u, sender, receiver, has_v, both, gs, gv, hp, hv, hw, hu,
+            dphi, dv, dw, du, dgs, dgv,
+        )  # fmt: skip
