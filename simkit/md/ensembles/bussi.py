@@ -6,8 +6,17 @@ from typing import Any
 
 from torch import Tensor
 
+from simkit.md.ensembles.compiled import (
+    atoms_of,
+    compiled,
+    drift_one,
+    kick_one,
+    kinetic_energy,
+    remove_momentum_of_one,
+    scale_one,
+)
 from simkit.md.ensembles.degrees import remove_momentum, start_global_thermostat
-from simkit.md.ensembles.rescaling import VelocityRescaling
+from simkit.md.ensembles.rescaling import VelocityRescaling, rescaling_factor
 from simkit.md.ensembles.targets import Ramp, Target, Values, positive
 from simkit.md.ensembles.verlet import half_kick, scale_velocities, total_energy, verlet, zeros
 from simkit.md.protocols import Forces
@@ -65,6 +74,19 @@ class Bussi:
 
     def advance(self, state: State, forces: Forces, steps: int) -> None:
         """Make steps."""
+        if state.device.type != "cpu":
+            self.advance_torch(state, forces, steps)
+            return
+        atoms, heat = atoms_of(state), state.extra["bussi.heat"].numpy()
+        for left in range(steps, 0, -1):
+            temperature, numbers = self.temperature.at_host(state.step, state.size), self.thermostat.numbers(state.step)
+            _before_forces(self.timestep, *atoms)
+            forces.compute(state, energy=left == 1)
+            _after_forces(self.timestep, *atoms, state.replicas, temperature, numbers, heat, self.remove_com)
+            state.step += 1
+
+    def advance_torch(self, state: State, forces: Forces, steps: int) -> None:
+        """`advance` by PyTorch, on any device; a CPU takes compiled functions for the same arithmetic."""
         factor, heat = half_kick(state, self.timestep), state.extra["bussi.heat"]
         for left in range(steps, 0, -1):
             verlet(state, forces, factor, self.timestep, energy=left == 1)
@@ -79,3 +101,27 @@ class Bussi:
     def conserved(self, state: State) -> Tensor:
         """Total energy less heat, [B] eV."""
         return total_energy(state) - state.extra["bussi.heat"]
+
+
+@compiled
+def _before_forces(time, offsets, x, v, f, masses, mobile, degrees):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled, as below
+    """The part of a step that comes before the forces."""
+    lo, hi = offsets[0], offsets[-1]  # replicas do not differ here
+    kick_one(v, f, masses, mobile, lo, hi, 0.5 * time)
+    drift_one(x, v, lo, hi, time)
+
+
+@compiled
+def _after_forces(  # type: ignore[no-untyped-def]  # pragma: no cover
+    time, offsets, x, v, f, masses, mobile, degrees, replicas, temperature, numbers, heat, remove_com
+):
+    """The part that comes after."""
+    for r in range(len(degrees)):
+        lo, hi = offsets[r], offsets[r + 1]
+        kick_one(v, f, masses, mobile, lo, hi, 0.5 * time)
+        kinetic = kinetic_energy(v, masses, mobile, lo, hi)
+        alpha = rescaling_factor(kinetic, degrees[r], temperature[r], replicas[r], numbers)
+        scale_one(v, lo, hi, alpha)
+        heat[r] += (alpha * alpha - 1) * kinetic
+        if remove_com:
+            remove_momentum_of_one(v, masses, lo, hi)

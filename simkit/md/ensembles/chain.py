@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from simkit.errors import ConfigError
+from simkit.md.ensembles.compiled import compiled, inlined
 from simkit.units import BOLTZMANN
 
 _WEIGHTS: dict[int, tuple[float, ...]] = {
@@ -30,7 +32,7 @@ class Chain:
     | Q_1, Q_k | masses, N_f kT tau^2 and kT tau^2, eV fs^2 | ``mass`` |
     | G_k | (2 K - N_f kT) / Q_1, (Q_{k-1} v_xi,k-1^2 - kT) / Q_k | ``_push`` |
     | n_c | repetitions | ``repeats`` |
-    | w_j | Suzuki-Yoshida weights | ``_WEIGHTS`` |
+    | w_j | Suzuki-Yoshida weights | ``_WEIGHTS``; all w_j / n_c one after the other: ``shares`` |
     | N_f kT xi_1 + kT sum xi_k | the bath's potential energy | ``energy`` [...] |
 
     Where the temperature changes, the bath's potential energy is the integral of kT(t) (N_f dxi_1 + sum dxi_k), which keeps the extended
@@ -52,6 +54,7 @@ class Chain:
         if order not in _WEIGHTS:
             raise ConfigError(f"suzuki_yoshida must be 1, 3 or 5 weights; found {order!r}")
         self.damping, self.links, self.repeats, self.order = damping, links, repeats, order
+        self.shares = np.array(_WEIGHTS[order] * repeats) / repeats
 
     def settings(self) -> dict[str, float | int]:
         """Parameters as plain values."""
@@ -109,6 +112,46 @@ class Chain:
     def kinetic_energy(self, mass: Tensor, velocities: Tensor) -> Tensor:
         """Of the links, [...] eV."""
         return 0.5 * (mass * velocities**2).sum(-1)
+
+
+@compiled
+def propagate_chain(time, shares, kinetic, degrees, kt, unit, velocities, place, energy):  # type: ignore[no-untyped-def]  # pragma: no cover
+    """`Chain.propagate` for one chain: row ``place`` of ``velocities`` [..., M] and of ``energy``; ``unit`` is the mass Q_k.
+
+    Compiled, as `_push_link`.
+    """
+    target, twice, factor = degrees * kt, 2 * kinetic, 1.0
+    links = velocities.shape[1]
+    for share in shares:
+        t = share * time
+        for k in range(links - 1, -1, -1):
+            _push_link(k, links, t, velocities, place, twice, degrees, kt, unit)
+        drag = math.exp(-t * velocities[place, 0])
+        factor *= drag
+        twice *= drag * drag
+        rest = 0.0
+        for k in range(1, links):
+            rest += velocities[place, k]
+        energy[place] += t * (target * velocities[place, 0] + kt * rest)
+        for k in range(links):
+            _push_link(k, links, t, velocities, place, twice, degrees, kt, unit)
+    return factor
+
+
+@inlined
+def _push_link(k, links, t, velocities, place, twice, degrees, kt, unit):  # type: ignore[no-untyped-def]  # pragma: no cover
+    """`Chain._push`."""
+    v = velocities[place, k]
+    if k == 0:
+        force = (twice - degrees * kt) / (degrees * unit)
+    else:
+        before = velocities[place, k - 1]
+        force = ((degrees if k == 1 else 1.0) * unit * before * before - kt) / unit
+    if k == links - 1:
+        velocities[place, k] = v + 0.5 * t * force
+    else:
+        drag = math.exp(-0.25 * t * velocities[place, k + 1])
+        velocities[place, k] = (v * drag + 0.5 * t * force) * drag
 
 
 def check_damping(name: str, damping: float, timestep: float) -> float:

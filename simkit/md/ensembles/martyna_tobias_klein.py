@@ -7,13 +7,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from simkit.md.ensembles.chain import Chain, check_damping
+from simkit.md.ensembles.chain import Chain, check_damping, propagate_chain
+from simkit.md.ensembles.compiled import (
+    atoms_of,
+    compiled,
+    inlined,
+    kinetic_energy,
+    kinetic_tensor,
+    remove_momentum_of_one,
+    scale_one,
+)
 from simkit.md.ensembles.degrees import remove_momentum
 from simkit.md.ensembles.strain import (
+    apply,
+    apply_to_rows,
     check_coupling,
     deform,
+    determinant,
     exponential,
     exponential_mean,
+    exponentials,
+    inner_virial,
     multiply,
     project,
     start_barostat,
@@ -24,7 +38,7 @@ from simkit.md.ensembles.targets import Ramp, Target, Values, positive
 from simkit.md.ensembles.verlet import half_kick, scale_velocities, total_energy, zeros
 from simkit.md.protocols import Forces
 from simkit.md.state import State
-from simkit.units import BOLTZMANN
+from simkit.units import BOLTZMANN, FORCE_TO_ACCELERATION
 
 
 class MartynaTobiasKlein:
@@ -112,6 +126,26 @@ class MartynaTobiasKlein:
 
     def advance(self, state: State, forces: Forces, steps: int) -> None:
         """Make steps."""
+        if state.device.type != "cpu":
+            self.advance_torch(state, forces, steps)
+            return
+        atoms, cells = atoms_of(state), (state.cells.numpy(), state.stress.numpy(), state.extra["mtk.rate"].numpy())
+        first, links = self.temperature.at_host(0, state.size) * BOLTZMANN, self.chain.links
+        baths = (
+            self.chain.shares, first * self.chain.damping**2, first * (self.pressure_damping**2 / 3),
+            state.extra["mtk.chain"].view(-1, links).numpy(), state.extra["mtk.energy"].view(-1).numpy(),
+            self.coupling == "isotropic",
+        )  # fmt: skip
+        work = state.extra["mtk.work"].numpy()
+        for left in range(steps, 0, -1):
+            targets = tuple(target.at_host(state.step, state.size) for target in (self.temperature, self.pressure))
+            _before_forces(self.timestep, *atoms, *cells, targets, baths, work)
+            forces.compute(state, energy=left == 1, stress=True)
+            _after_forces(self.timestep, *atoms, *cells, targets, baths, self.remove_com)
+            state.step += 1
+
+    def advance_torch(self, state: State, forces: Forces, steps: int) -> None:
+        """`advance` by PyTorch, on any device; a CPU takes compiled functions for the same arithmetic."""
         factor, mass, inertia = half_kick(state, self.timestep), self._masses(state), self._inertia(state)
         work = state.extra["mtk.work"]
         for left in range(steps, 0, -1):
@@ -189,3 +223,104 @@ class MartynaTobiasKlein:
         moved = multiply(state.velocities, exponential_mean(exponent), state.structure)
         torch.add(positions, moved, alpha=self.timestep, out=state.positions)
         deform(state.cells, scale)
+
+
+@inlined
+def _thermostat_one(r, time, kinetic, rate, degrees, temperature, baths):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled, as all below
+    """`MartynaTobiasKlein._thermostat` but for the velocities: their factor."""
+    shares, unit, unit_cell, chain, energy, isotropic = baths
+    kt, n = BOLTZMANN * temperature[r], degrees[r]
+    cell = 0.0
+    for a in range(3):
+        for b in range(3):
+            cell += rate[r, a, b] * rate[r, a, b]
+    cell *= 0.5 * (n + 3) * unit_cell[r]
+    free = 1.0 if isotropic else 6.0
+    factor = propagate_chain(0.5 * time, shares, kinetic, n, kt, unit[r], chain, 2 * r, energy)
+    scale_one(rate[r], 0, 3, propagate_chain(0.5 * time, shares, cell, free, kt, unit[r], chain, 2 * r + 1, energy))
+    return factor
+
+
+@inlined
+def _push_one(r, time, volume, tensor, stress, rate, degrees, pressure, baths):  # type: ignore[no-untyped-def]  # pragma: no cover
+    """`MartynaTobiasKlein._push`."""
+    n, isotropic = degrees[r], baths[5]
+    h = 0.5 * time / ((n + 3) * baths[2][r])
+    diagonal = (tensor[0] + tensor[1] + tensor[2]) / n - pressure[r] * volume
+    xx, yy, zz, yz, xz, xy = inner_virial(tensor, stress[r], volume)
+    if isotropic:
+        xx = yy = zz = (xx + yy + zz) / 3
+        yz = xz = xy = 0.0
+    rate[r, 0, 0] += h * (xx + diagonal)
+    rate[r, 1, 1] += h * (yy + diagonal)
+    rate[r, 2, 2] += h * (zz + diagonal)
+    rate[r, 1, 2] += h * yz
+    rate[r, 2, 1] = rate[r, 1, 2]
+    rate[r, 0, 2] += h * xz
+    rate[r, 2, 0] = rate[r, 0, 2]
+    rate[r, 0, 1] += h * xy
+    rate[r, 1, 0] = rate[r, 0, 1]
+
+
+@inlined
+def _symmetric(matrix, factor, diagonal):  # type: ignore[no-untyped-def]  # pragma: no cover
+    """factor (matrix + diagonal 1) as a tuple."""
+    return (
+        factor * (matrix[0, 0] + diagonal), factor * (matrix[1, 1] + diagonal), factor * (matrix[2, 2] + diagonal),
+        factor * matrix[1, 2], factor * matrix[0, 2], factor * matrix[0, 1],
+    )  # fmt: skip
+
+
+@inlined
+def _kick_one(lo, hi, time, v, f, masses, rate, degrees):  # type: ignore[no-untyped-def]  # pragma: no cover
+    """`MartynaTobiasKlein._kick`."""
+    drag = (rate[0, 0] + rate[1, 1] + rate[2, 2]) / degrees
+    decay, mean = exponentials(_symmetric(rate, -0.5 * time, drag))
+    for i in range(lo, hi):
+        a, b, c = apply(decay, v[i, 0], v[i, 1], v[i, 2])
+        h = 0.5 * time * FORCE_TO_ACCELERATION / masses[i]
+        d, e, g = apply(mean, h * f[i, 0], h * f[i, 1], h * f[i, 2])
+        v[i, 0], v[i, 1], v[i, 2] = a + d, b + e, c + g
+
+
+@inlined
+def _drift_one(lo, hi, time, x, v, cell, rate):  # type: ignore[no-untyped-def]  # pragma: no cover
+    """`MartynaTobiasKlein._drift`."""
+    stretch, mean = exponentials(_symmetric(rate, time, 0.0))
+    for i in range(lo, hi):
+        a, b, c = apply(stretch, x[i, 0], x[i, 1], x[i, 2])
+        d, e, g = apply(mean, v[i, 0], v[i, 1], v[i, 2])
+        x[i, 0], x[i, 1], x[i, 2] = a + time * d, b + time * e, c + time * g
+    apply_to_rows(stretch, cell, 0, 3)
+
+
+@compiled
+def _before_forces(  # type: ignore[no-untyped-def]  # pragma: no cover
+    time, offsets, x, v, f, masses, mobile, degrees, cells, stress, rate, targets, baths, work
+):
+    """The part of a step that comes before the forces."""
+    for r in range(len(degrees)):
+        lo, hi = offsets[r], offsets[r + 1]
+        kinetic = kinetic_energy(v, masses, mobile, lo, hi)
+        scale_one(v, lo, hi, _thermostat_one(r, time, kinetic, rate, degrees, targets[0], baths))
+        volume, tensor = abs(determinant(cells[r])), kinetic_tensor(v, masses, lo, hi)
+        _push_one(r, time, volume, tensor, stress, rate, degrees, targets[1], baths)
+        _kick_one(lo, hi, time, v, f, masses, rate[r], degrees[r])
+        _drift_one(lo, hi, time, x, v, cells[r], rate[r])
+        work[r] += targets[1][r] * (abs(determinant(cells[r])) - volume)
+
+
+@compiled
+def _after_forces(  # type: ignore[no-untyped-def]  # pragma: no cover
+    time, offsets, x, v, f, masses, mobile, degrees, cells, stress, rate, targets, baths, remove_com
+):
+    """The part that comes after."""
+    for r in range(len(degrees)):
+        lo, hi = offsets[r], offsets[r + 1]
+        _kick_one(lo, hi, time, v, f, masses, rate[r], degrees[r])
+        tensor = kinetic_tensor(v, masses, lo, hi)
+        _push_one(r, time, abs(determinant(cells[r])), tensor, stress, rate, degrees, targets[1], baths)
+        kinetic = 0.5 * (tensor[0] + tensor[1] + tensor[2])
+        scale_one(v, lo, hi, _thermostat_one(r, time, kinetic, rate, degrees, targets[0], baths))
+        if remove_com:
+            remove_momentum_of_one(v, masses, lo, hi)

@@ -6,12 +6,23 @@ from typing import Any
 
 from torch import Tensor
 
-from simkit.md.ensembles.chain import Chain, check_damping
+from simkit.md.ensembles.chain import Chain, check_damping, propagate_chain
+from simkit.md.ensembles.compiled import (
+    atoms_of,
+    compiled,
+    drift_one,
+    inlined,
+    kick_one,
+    kinetic_energy,
+    remove_momentum_of_one,
+    scale_one,
+)
 from simkit.md.ensembles.degrees import remove_momentum, start_global_thermostat
 from simkit.md.ensembles.targets import Ramp, Target, Values, positive
 from simkit.md.ensembles.verlet import half_kick, scale_velocities, total_energy, verlet, zeros
 from simkit.md.protocols import Forces
 from simkit.md.state import State
+from simkit.units import BOLTZMANN
 
 
 class NoseHooverChain:
@@ -74,6 +85,21 @@ class NoseHooverChain:
 
     def advance(self, state: State, forces: Forces, steps: int) -> None:
         """Make steps."""
+        if state.device.type != "cpu":
+            self.advance_torch(state, forces, steps)
+            return
+        atoms = atoms_of(state)
+        unit = self.temperature.at_host(0, state.size) * (BOLTZMANN * self.chain.damping**2)
+        bath = (self.chain.shares, unit, *(state.extra[f"nose-hoover.{name}"].numpy() for name in ("chain", "energy")))
+        for left in range(steps, 0, -1):
+            temperature = self.temperature.at_host(state.step, state.size)
+            _before_forces(self.timestep, *atoms, temperature, bath)
+            forces.compute(state, energy=left == 1)
+            _after_forces(self.timestep, *atoms, temperature, bath, self.remove_com)
+            state.step += 1
+
+    def advance_torch(self, state: State, forces: Forces, steps: int) -> None:
+        """`advance` by PyTorch, on any device; a CPU takes compiled functions for the same arithmetic."""
         factor, mass = half_kick(state, self.timestep), self._masses(state)
         for left in range(steps, 0, -1):
             self._thermostat(state, mass)
@@ -98,3 +124,32 @@ class NoseHooverChain:
             state.extra["nose-hoover.chain"], state.extra["nose-hoover.energy"],
         )  # fmt: skip
         scale_velocities(state, scale)
+
+
+@inlined
+def _thermostat(r, lo, hi, time, v, masses, mobile, degrees, temperature, bath):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled, as all below
+    """Half a step of a replica's chain."""
+    shares, unit, chain, energy = bath
+    kinetic, kt = kinetic_energy(v, masses, mobile, lo, hi), BOLTZMANN * temperature[r]
+    scale_one(v, lo, hi, propagate_chain(0.5 * time, shares, kinetic, degrees[r], kt, unit[r], chain, r, energy))
+
+
+@compiled
+def _before_forces(time, offsets, x, v, f, masses, mobile, degrees, temperature, bath):  # type: ignore[no-untyped-def]  # pragma: no cover
+    """The part of a step that comes before the forces."""
+    for r in range(len(degrees)):
+        lo, hi = offsets[r], offsets[r + 1]
+        _thermostat(r, lo, hi, time, v, masses, mobile, degrees, temperature, bath)
+        kick_one(v, f, masses, mobile, lo, hi, 0.5 * time)
+        drift_one(x, v, lo, hi, time)
+
+
+@compiled
+def _after_forces(time, offsets, x, v, f, masses, mobile, degrees, temperature, bath, remove_com):  # type: ignore[no-untyped-def]  # pragma: no cover
+    """The part that comes after."""
+    for r in range(len(degrees)):
+        lo, hi = offsets[r], offsets[r + 1]
+        kick_one(v, f, masses, mobile, lo, hi, 0.5 * time)
+        _thermostat(r, lo, hi, time, v, masses, mobile, degrees, temperature, bath)
+        if remove_com:
+            remove_momentum_of_one(v, masses, lo, hi)

@@ -9,6 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from simkit.integrators.philox import four_normals
+from simkit.md.ensembles.compiled import compiled, words
 from simkit.md.ensembles.noise import ReplicaNoise
 from simkit.md.ensembles.targets import positive
 from simkit.md.state import State
@@ -43,6 +45,10 @@ class VelocityRescaling:
         self._rows: NDArray[np.int64] = np.empty(0, dtype=np.int64)
         self._counted, self._ends = torch.empty(0), torch.empty(0)
 
+    def numbers(self, step: int) -> tuple[float | np.uint64, ...]:
+        """What `rescaling_factor` takes for all replicas: c, 1 - c, and the words of the random numbers."""
+        return self._decay, self._spread, *words(self.noise.seed, step, _STREAM)
+
     def factor(self, state: State, kinetic: Tensor, temperature: Tensor) -> Tensor:
         """What the velocities of each replica are multiplied with in the step that comes, [B].
 
@@ -72,3 +78,23 @@ class VelocityRescaling:
         counted = (place > 0) & (place < np.repeat(degrees, self._rows)[:, None])
         self._counted = torch.from_numpy(counted.astype(np.float64)).to(state.device)
         self._ends = torch.from_numpy(ends).to(state.device)
+
+
+@compiled
+def rescaling_factor(kinetic, degrees, temperature, replica, numbers):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
+    """`VelocityRescaling.factor` of one replica of a name; ``numbers`` are those of `VelocityRescaling.numbers`."""
+    decay, spread, low, high, key_0, key_1 = numbers
+    one = np.uint64(replica)
+    count = int(degrees)
+    first = squares = 0.0
+    for row in range(-(-count // 4)):
+        four = four_normals(np.uint64(row), one, low, high, key_0, key_1)
+        if row == 0:
+            first = four[0]
+        for column in range(4):
+            if 4 * row + column < count:
+                squares += four[column] * four[column]
+    share = 0.5 * BOLTZMANN * temperature / max(kinetic, 1e-200)
+    squared = decay + spread * share * squares + 2 * first * math.sqrt(decay * spread * share)
+    factor = math.sqrt(max(squared, 0.0))
+    return -factor if first + math.sqrt(decay / (spread * share)) < 0 else factor

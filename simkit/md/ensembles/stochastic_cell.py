@@ -9,13 +9,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from simkit.integrators.philox import four_normals
+from simkit.md.ensembles.compiled import (
+    atoms_of,
+    compiled,
+    drift_one,
+    inlined,
+    kick_one,
+    kinetic_tensor,
+    remove_momentum_of_one,
+    scale_one,
+    words,
+)
 from simkit.md.ensembles.degrees import remove_momentum
 from simkit.md.ensembles.noise import ReplicaNoise
-from simkit.md.ensembles.rescaling import VelocityRescaling
+from simkit.md.ensembles.rescaling import VelocityRescaling, rescaling_factor
 from simkit.md.ensembles.strain import (
+    apply_to_rows,
     check_coupling,
     deform,
+    determinant,
     exponential,
+    exponentials,
+    inner_virial,
     multiply,
     project,
     start_barostat,
@@ -117,6 +133,26 @@ class StochasticCell:
 
     def advance(self, state: State, forces: Forces, steps: int) -> None:
         """Make steps."""
+        if state.device.type != "cpu":
+            self.advance_torch(state, forces, steps)
+            return
+        atoms, cells = atoms_of(state), (state.cells.numpy(), state.stress.numpy())
+        heat, work = (state.extra[f"scr.{name}"].numpy() for name in ("heat", "work"))
+        memory = np.empty((2, state.size, 6))  # pressure tensor times volume, and strain
+        mobility = self.compressibility / (3 * self.pressure_time), self.coupling == "isotropic"
+        for left in range(steps, 0, -1):
+            targets = tuple(target.at_host(state.step, state.size) for target in (self.temperature, self.pressure))
+            key = words(self._noise.seed, state.step, _STREAM)
+            _before_forces(self.timestep, *atoms, *cells, state.replicas, targets, mobility, key, memory)
+            forces.compute(state, energy=left == 1, stress=True)
+            numbers = self.thermostat.numbers(state.step)
+            _after_forces(
+                self.timestep, *atoms, *cells, state.replicas, targets[0], numbers, memory, heat, work, self.remove_com
+            )
+            state.step += 1
+
+    def advance_torch(self, state: State, forces: Forces, steps: int) -> None:
+        """`advance` by PyTorch, on any device; a CPU takes compiled functions for the same arithmetic."""
         factor, half = half_kick(state, self.timestep), 0.5 * self.timestep
         heat, work = state.extra["scr.heat"], state.extra["scr.work"]
         for left in range(steps, 0, -1):
@@ -160,3 +196,71 @@ class StochasticCell:
             noise = torch.stack([*rows, beside[:, 1], beside[:, 2], numbers[:, 2]], dim=1).reshape(-1, 3, 3)
         spread = (2 * BOLTZMANN * temperature * pace).sqrt()
         return spread[:, None, None] * noise - pace[:, None, None] * pull
+
+
+@inlined
+def _strain_of_one(time, volume, inner, temperature, pressure, replica, mobility, key):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled, as all below
+    """`StochasticCell._strain`."""
+    rate, isotropic = mobility
+    pace = rate * time / volume
+    spread = math.sqrt(2 * BOLTZMANN * temperature * pace)
+    name = np.uint64(replica)
+    a, b, c, yx = four_normals(np.uint64(0), name, *key)
+    if isotropic:
+        pull = pressure * volume - (inner[0] + inner[1] + inner[2]) / 3
+        strain = spread * (a / math.sqrt(3)) - pace * pull
+        return strain, strain, strain, 0.0, 0.0, 0.0
+    zx, zy, _, _ = four_normals(np.uint64(1), name, *key)
+    beside = spread / math.sqrt(2)
+    return (
+        spread * a - pace * (pressure * volume - inner[0]),
+        spread * b - pace * (pressure * volume - inner[1]),
+        spread * c - pace * (pressure * volume - inner[2]),
+        beside * zy + pace * inner[3],
+        beside * zx + pace * inner[4],
+        beside * yx + pace * inner[5],
+    )
+
+
+@compiled
+def _before_forces(  # type: ignore[no-untyped-def]  # pragma: no cover
+    time, offsets, x, v, f, masses, mobile, degrees, cells, stress, replicas, targets, mobility, key, memory
+):
+    """The part of a step that comes before the forces."""
+    temperature, pressure = targets
+    for r in range(len(degrees)):
+        lo, hi = offsets[r], offsets[r + 1]
+        volume = abs(determinant(cells[r]))
+        inner = inner_virial(kinetic_tensor(v, masses, lo, hi), stress[r], volume)
+        m = _strain_of_one(time, volume, inner, temperature[r], pressure[r], replicas[r], mobility, key)
+        for k in range(6):
+            memory[0, r, k], memory[1, r, k] = inner[k], m[k]
+        kick_one(v, f, masses, mobile, lo, hi, 0.5 * time)
+        drift_one(x, v, lo, hi, 0.5 * time)
+        there, _ = exponentials(m)
+        back, _ = exponentials((-m[0], -m[1], -m[2], -m[3], -m[4], -m[5]))
+        apply_to_rows(there, x, lo, hi)
+        apply_to_rows(back, v, lo, hi)
+        apply_to_rows(there, cells[r], 0, 3)
+        drift_one(x, v, lo, hi, 0.5 * time)
+
+
+@compiled
+def _after_forces(  # type: ignore[no-untyped-def]  # pragma: no cover
+    time, offsets, x, v, f, masses, mobile, degrees, cells, stress, replicas, temperature, numbers, memory, heat, work,
+    remove_com,
+):  # fmt: skip
+    """The part that comes after."""
+    for r in range(len(degrees)):
+        lo, hi = offsets[r], offsets[r + 1]
+        kick_one(v, f, masses, mobile, lo, hi, 0.5 * time)
+        tensor = kinetic_tensor(v, masses, lo, hi)
+        inner = inner_virial(tensor, stress[r], abs(determinant(cells[r])))
+        for k in range(6):
+            work[r] -= (0.5 if k < 3 else 1.0) * (memory[0, r, k] + inner[k]) * memory[1, r, k]
+        kinetic = 0.5 * (tensor[0] + tensor[1] + tensor[2])
+        alpha = rescaling_factor(kinetic, degrees[r], temperature[r], replicas[r], numbers)
+        scale_one(v, lo, hi, alpha)
+        heat[r] += (alpha * alpha - 1) * kinetic
+        if remove_com:
+            remove_momentum_of_one(v, masses, lo, hi)

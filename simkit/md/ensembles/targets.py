@@ -59,6 +59,7 @@ class Target:
         first, last = (value.start, value.stop) if isinstance(value, Ramp) else (value, value)
         self._ends = tuple(_numbers(name, end, positive) for end in (first, last))
         self._tensors: tuple[Tensor, Tensor] | None = None
+        self._arrays: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
 
     @property
     def varies(self) -> bool:
@@ -90,9 +91,12 @@ class Target:
         return first if self.ramp is None else first + change * self._share(step)
 
     def at_host(self, step: int, replicas: int) -> NDArray[np.float64]:
-        """The same as an array on the host, [B]."""
-        first, last = (np.broadcast_to(np.array(end), replicas) for end in self._ends)
-        return first + (last - first) * self._share(step)
+        """The same as an array on the host, [B]; not to be changed."""
+        if self._arrays is None or len(self._arrays[0]) != replicas:
+            first, last = (np.broadcast_to(np.array(end), replicas).copy() for end in self._ends)
+            self._arrays = first, last - first
+        first, change = self._arrays
+        return first if self.ramp is None else first + change * self._share(step)
 
     def _share(self, step: int) -> float:
         """How much of the ramp lies behind."""
