@@ -8,17 +8,16 @@ if __name__ != "simkit.potentials":
         "on sys.path; run from another folder, or `pytest` instead of `python -m pytest`, and write `import simkit.potentials`"
     )
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from numbers import Integral, Real
-from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 from simkit.config import nearest, parse_options
 from simkit.errors import ConfigError, ModelFileError
+from simkit.files import read_model_header
 
 if TYPE_CHECKING:
     from simkit.config import Options
@@ -132,39 +131,9 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         ModelFileError: if the file is missing, truncated, pickled, of another format or of a newer version.
     """
-    from safetensors import SafetensorError, safe_open
-
     from simkit.potential import FORMAT, FORMAT_VERSION
 
-    path = Path(path)
-    if not path.is_file():
-        raise ModelFileError(f"no model file at {path}; expected a .safetensors file written by simkit")
-    with path.open("rb") as stream:
-        start = stream.read(9)
-    # A safetensors file starts with the length of its header, whose bytes may be anything, and then the brace of the header.
-    if (start[:2] == b"PK" or start[:1] == b"\x80") and start[8:] != b"{":
-        raise ModelFileError(
-            f"{path} is a pickled PyTorch file. simkit does not read pickles, because opening one can run any program hidden "
-            "in it; convert the model with the tool that wrote it, or train it again"
-        )
-    try:
-        with safe_open(path, framework="pt") as handle:
-            metadata = handle.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise ModelFileError(
-            f"{path} is not a complete safetensors file ({error}); it may be truncated: copy or download it again"
-        ) from None
-    try:
-        header = json.loads(metadata["simkit"])
-        found = (header["format"], int(header["version"]))
-    except (KeyError, ValueError, TypeError):
-        raise ModelFileError(f"{path} is a safetensors file, but not one of a simkit potential") from None
-    if found[0] != FORMAT or found[1] > FORMAT_VERSION:
-        raise ModelFileError(
-            f"{path} has format {found[0]} version {found[1]}, but this simkit reads {FORMAT} up to version {FORMAT_VERSION}; "
-            "install a newer simkit"
-        )
-    return header
+    return read_model_header(path, FORMAT, FORMAT_VERSION, "potential")
 
 
 def from_header(header: Mapping[str, Any], *, elements: Sequence[int] | None = None, seed: int = 0) -> Potential:

@@ -1,4 +1,4 @@
-"""Writing files so that they are never half written, hashing them, and where data lies."""
+"""Writing files so that they are never half written, model files, hashing, and where data lies."""
 
 import contextlib
 import errno
@@ -6,11 +6,14 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from simkit.errors import OutputError
+from simkit.errors import ModelFileError, OutputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @contextlib.contextmanager
@@ -57,6 +60,64 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write ``text`` as UTF-8, atomically."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_model(path: str | os.PathLike[str], tensors: Mapping[str, "Tensor"], header: Mapping[str, Any]) -> None:
+    """Write tensors and a header as one safetensors file, atomically.
+
+    Raises:
+        OutputError: if the file cannot be written.
+    """
+    from safetensors.torch import save
+
+    # No two entries may share memory in the file, and no entry may be a view.
+    own = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    content = save(own, metadata={"simkit": json.dumps(header)})
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)  # an OSError, which safetensors' own writer would hide
+
+
+def read_model_header(path: str | os.PathLike[str], model_format: str, version: int, kind: str) -> dict[str, Any]:
+    """Return the header of a file by `write_model`, without the weights.
+
+    Args:
+        model_format: the header's ``format``; ``version`` is the newest that is known.
+        kind: what the file should hold ("potential"), for the messages.
+
+    Raises:
+        ModelFileError: if the file is missing, truncated, pickled, of another format or of a newer version.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    if not path.is_file():
+        raise ModelFileError(f"no model file at {path}; expected a .safetensors file written by simkit")
+    with path.open("rb") as stream:
+        start = stream.read(9)
+    # A safetensors file starts with the length of its header, whose bytes may be anything, and then the brace of the header.
+    if (start[:2] == b"PK" or start[:1] == b"\x80") and start[8:] != b"{":
+        raise ModelFileError(
+            f"{path} is a pickled PyTorch file. simkit does not read pickles, because opening one can run any program hidden "
+            "in it; convert the model with the tool that wrote it, or train it again"
+        )
+    try:
+        with safe_open(path, framework="pt") as handle:
+            metadata = handle.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise ModelFileError(
+            f"{path} is not a complete safetensors file ({error}); it may be truncated: copy or download it again"
+        ) from None
+    try:
+        header = json.loads(metadata["simkit"])
+        found = (header["format"], int(header["version"]))
+    except (KeyError, ValueError, TypeError):
+        raise ModelFileError(f"{path} is a safetensors file, but not one of a simkit {kind}") from None
+    if found[0] != model_format or found[1] > version:
+        raise ModelFileError(
+            f"{path} has format {found[0]} version {found[1]}, but this simkit reads {model_format} up to version {version}; "
+            "install a newer simkit"
+        )
+    return header
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -12,7 +11,7 @@ from ase.data import atomic_masses, chemical_symbols
 from torch import Tensor, nn
 
 from simkit.errors import ConfigError, ElementError, GeometryError
-from simkit.files import atomic_path
+from simkit.files import write_model
 from simkit.graph import AtomGraph
 from simkit.heads import EnergyHead, FeatureEnergyHead, Features, ScalarVectorHead
 from simkit.properties import DERIVED, KINDS, Properties, head_names, make_head, make_standards
@@ -296,13 +295,7 @@ class Potential(nn.Module):
         Raises:
             OutputError: if the file cannot be written.
         """
-        from safetensors.torch import save
-
-        # No two entries may share memory in the file, and no entry may be a view.
-        tensors = {name: value.detach().cpu().contiguous().clone() for name, value in self.state_dict().items()}
-        content = save(tensors, metadata={"simkit": json.dumps(self.header())})
-        with atomic_path(path) as temporary:
-            temporary.write_bytes(content)  # an OSError, which safetensors' own writer would hide
+        write_model(path, self.state_dict(), self.header())
 
 
 def _derivatives(

@@ -62,8 +62,8 @@ class _Retraceable(torch.autograd.Function):
         flow = _with_tensors(ctx.flow, h, inverse, factors)
         walk = _Backwards(flow, last_x, last_v, gx, gv, weights)
         walk.run()
-        _check_retraced(x, walk.x, last_x, "positions")
-        _check_retraced(v, walk.v, last_v, "velocities")
+        check_retraced(x, walk.x, last_x, "positions")
+        check_retraced(v, walk.v, last_v, "velocities")
         totals = (walk.to_timestep, walk.to_inverse, *walk.to_factors, *walk.to_weights)
         return None, walk.gx, walk.gv, *totals
 
@@ -176,7 +176,7 @@ def _check_leaves(force: Tensor, known: tuple[Tensor, ...]) -> None:
         todo.extend(following for following, _ in node.next_functions)
 
 
-def _check_retraced(given: Tensor, found: Tensor, last: Tensor, name: str) -> None:
+def check_retraced(given: Tensor, found: Tensor, last: Tensor, name: str) -> None:
     """Refuse gradients of a trajectory that was not retraced: that of another initial state than the one given."""
     deviation, scale = (found - given).abs().max(), torch.maximum(given.abs().max(), last.abs().max())
     allowed = torch.finfo(given.dtype).eps ** 0.5 * scale
