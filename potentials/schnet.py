@@ -3,6 +3,8 @@
 Schuett et al., "SchNet: A continuous-filter convolutional neural network for modeling quantum interactions", NeurIPS 2017.
 """
 
+from typing import cast
+
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -81,8 +83,9 @@ class SchNet(Representation):
 
     def _hidden_filters(self, r: Tensor) -> tuple[Tensor, ...]:
         """The hidden layers of all filter networks, [E, F] each, as one product: all begin with the same basis of the distances."""
-        first = [interaction.filter_net[0] for interaction in self.interactions]
+        networks = [cast(Interaction, interaction).filter_net for interaction in self.interactions]
+        first = [cast(nn.Linear, network[0]) for network in networks]
         # Rows of the basis, not of the outputs: the other layout makes the gradient of the weights at half the speed.
         weights = torch.cat([layer.weight.t() for layer in first], dim=1)
         hidden = torch.addmm(torch.cat([layer.bias for layer in first]), self.basis(r), weights)
-        return self.interactions[0].filter_net[1](hidden).view(len(r), len(first), first[0].out_features).unbind(dim=1)
+        return networks[0][1](hidden).view(len(r), len(first), first[0].out_features).unbind(dim=1)

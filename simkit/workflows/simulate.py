@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 import numpy as np
 
@@ -84,7 +84,7 @@ def simulate(
         seed=seed,
         replicas=replicas,
         interval=interval,
-        trajectory=trajectory,
+        trajectory=cast(TrajectoryFormat, trajectory),
         restart=restart,
     )
     echo(summary(result))
