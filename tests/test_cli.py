@@ -411,6 +411,20 @@ def test_md_of_a_batch_at_constant_pressure(tmp_path: Path, argon_model: Path) -
     assert "did you mean 'compressibility'" in message
 
 
+def test_md_may_stop_outside_the_training_domain(tmp_path: Path, argon_model: Path) -> None:
+    write(tmp_path / "argon.xyz", bulk("Ar", cubic=True) * (2, 2, 2))
+    command: list[object] = ["md", argon_model, tmp_path / "argon.xyz", "--stop-outside", "--out"]
+    assert "does not know its training domain" in run(*command, tmp_path / "unknown")[2]
+    potential = potentials.load(argon_model)
+    potential.info["domain"] = {"closest": {"Ar-Ar": 4.5}}
+    potential.save(tmp_path / "known.safetensors")
+    command[1] = tmp_path / "known.safetensors"
+    status, _, message = run(*command, tmp_path / "known")
+    assert status == 1
+    assert "left the training domain" in message
+    assert (tmp_path / "known" / "last_good.xyz").is_file()
+
+
 def test_relax_and_equation_of_state(tmp_path: Path, argon_model: Path) -> None:
     crystal = bulk("Ar", cubic=True, a=5.4)
     crystal.rattle(0.05, seed=0)

@@ -31,6 +31,9 @@ def md(
     keep_velocities: Annotated[
         bool, typer.Option("--keep-velocities", help="Start with those of the structures.")
     ] = False,
+    stop_outside: Annotated[
+        bool, typer.Option("--stop-outside", help="End where atoms come closer than in the training data.")
+    ] = False,
     restart: Annotated[bool, typer.Option("--restart", help="Continue the run in OUT.")] = False,
     device: Device = "auto",
     dtype: Dtype = None,
@@ -57,6 +60,7 @@ def md(
         replicas=replicas,
         interval=interval,
         trajectory=trajectory,
+        stop_outside=stop_outside,
         restart=restart,
         device=device,
         dtype=dtype,

@@ -15,6 +15,7 @@ from simkit.errors import ConfigError, OutputError, SimkitError
 from simkit.files import ensure_output_dir, write_json, write_text
 from simkit.md.ensembles.options import KNOWN, EnsembleOptions, ensemble_from_options
 from simkit.md.eos import equation_of_state
+from simkit.md.observers import StopOutsideDomain
 from simkit.md.relax import STRUCTURE, relax
 from simkit.md.run import TRAJECTORY, MDResult, TrajectoryFormat, run_md
 from simkit.training.recipe import parse_setting
@@ -45,6 +46,7 @@ def simulate(
     replicas: int,
     interval: int,
     trajectory: str,
+    stop_outside: bool,
     restart: bool,
     device: str,
     dtype: str | None,
@@ -58,6 +60,7 @@ def simulate(
         given: `EnsembleOptions` by name, None for those that were not given; ``seed`` is added where the ensemble has random numbers,
             and the temperature is that of the starting velocities, too.
         settings: more of them, as "key=value".
+        stop_outside: end where two atoms come closer than in the training data, see `StopOutsideDomain`.
 
     Raises:
         ConfigError: if a setting is unknown to the ensemble or unusable.
@@ -74,6 +77,7 @@ def simulate(
         values.setdefault("seed", seed)
     ensemble = ensemble_from_options(parse_options(EnsembleOptions, values, "settings of the run"))
     calculator = open_calculator(model, device, dtype, skin)
+    closest = calculator.potential.info.get("domain", {}).get("closest", {})
     result = run_md(
         calculator,
         read_structures(structures),
@@ -86,6 +90,7 @@ def simulate(
         interval=interval,
         trajectory=cast(TrajectoryFormat, trajectory),
         restart=restart,
+        observers=[StopOutsideDomain(interval, closest)] if stop_outside else [],
     )
     echo(summary(result))
     frames = _some_frames(result)
