@@ -26,14 +26,13 @@ def train(name: str, data: str) -> dict[str, float]:
         outputs = ("energy", "forces") if forces else ("energy",)
         model = simkit.potentials.build(name, cutoff=CUTOFF, elements=[1, 6, 7, 8, 9], **SIZES[name]).train()
         graph = AtomGraph.from_ase(frames, CUTOFF)
-        parameters = list(model.parameters())
-        optimizer = torch.optim.AdamW(parameters, 1e-4, fused=True)
+        optimizer = torch.optim.AdamW(model.parameters(), 1e-4, fused=True)
 
-        def step(model=model, graph=graph, optimizer=optimizer, parameters=parameters, outputs=outputs) -> None:
+        def step(model=model, graph=graph, optimizer=optimizer, outputs=outputs) -> None:
             out = model(graph, outputs, differentiable="forces" in outputs)
             loss = sum((value**2).mean() for value in out.values())
             optimizer.zero_grad()
-            loss.backward(inputs=parameters)  # as `simkit.training.fit` does
+            loss.backward()
             optimizer.step()
 
         results[label] = median_ms(step)

@@ -203,8 +203,7 @@ class _Run:
         if len(share):
             with self.fabric.autocast():
                 loss, sums = self.objective(self.model, self.train.batch(share), counts)
-            # Not down to the edge vectors, which only the forces need.
-            loss.backward(inputs=self.parameters)
+            loss.backward()
         sum_gradients(self.fabric, self.parameters)
         if self.options.clip_norm is not None:
             norm = nn.utils.clip_grad_norm_(self.parameters, self.options.clip_norm)

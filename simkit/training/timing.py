@@ -48,7 +48,7 @@ def seconds_per_epoch(potential: Potential, objective: Objective, store: Store, 
     for _ in range(2):  # kernels are compiled in the first
         start = time.perf_counter()
         loss, _sums = objective(potential.train(), store.batch(indices), counts)
-        loss.backward(inputs=[p for p in potential.parameters() if p.requires_grad])
+        loss.backward()
         seconds = time.perf_counter() - start
     potential.zero_grad(set_to_none=True)
     return seconds * math.ceil(len(store) / batch_size)
