@@ -10,12 +10,11 @@ if __name__ != "simkit.potentials":
 
 import os
 from collections.abc import Mapping, Sequence
-from importlib import import_module
 from numbers import Integral, Real
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
-from simkit.config import nearest, parse_options
+from simkit.config import find_registered, parse_options
 from simkit.errors import ConfigError, ModelFileError
 from simkit.files import read_model_header
 
@@ -54,11 +53,7 @@ def architecture(name: str) -> tuple[type[Representation], type[Options]]:
     Raises:
         ConfigError: if the name is unknown.
     """
-    if name not in _REGISTRY:
-        raise ConfigError(f"unknown architecture {name!r}{nearest(name, _REGISTRY)}")
-    module_name, class_name = _REGISTRY[name]
-    module = import_module(module_name)
-    return getattr(module, class_name), getattr(module, f"{class_name}Options")
+    return find_registered(name, _REGISTRY, "architecture")
 
 
 def build(

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable, Mapping
+from importlib import import_module
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
@@ -41,6 +42,22 @@ def nearest(name: str, known: Iterable[str]) -> str:
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(names)}"
+
+
+def find_registered(name: str, registry: Mapping[str, tuple[str, str]], kind: str) -> tuple[Any, Any]:
+    """Return a registered class and that of its options, which is called XOptions for a class X of the same module.
+
+    Args:
+        registry: name -> (module, class). kind: what the names are of, for the message.
+
+    Raises:
+        ConfigError: if the name is unknown.
+    """
+    if name not in registry:
+        raise ConfigError(f"unknown {kind} {name!r}{nearest(name, registry)}")
+    module_name, class_name = registry[name]
+    module = import_module(module_name)
+    return getattr(module, class_name), getattr(module, f"{class_name}Options")
 
 
 def parse_options(cls: type[OptionsT], values: Mapping[str, Any], where: str) -> OptionsT:

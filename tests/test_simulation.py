@@ -10,57 +10,16 @@ from ase.build import bulk, molecule
 from ase.calculators.emt import EMT
 from ase.md.verlet import VelocityVerlet
 from ase.units import fs
+from simulations import Recorder, argon, lennard_jones, painn
 
 import simkit
-from simkit import potentials
 from simkit.calculator import Calculator
-from simkit.classical import ClassicalPotential, LennardJones
 from simkit.errors import ConfigError, DataError, ElementError, GeometryError, OutputError, SimkitError
 from simkit.md.ensembles.langevin import Langevin
 from simkit.md.ensembles.nve import NVE
-from simkit.md.protocols import Frame
 from simkit.md.simulation import Simulation
 from simkit.md.state import State
-from simkit.potential import Potential
 from simkit.units import BOLTZMANN
-
-
-class Recorder:
-    """An observer that remembers, and raises when told to."""
-
-    def __init__(self, interval: int, needs: str = "positions velocities energy", fail_at: int = -1) -> None:
-        self.interval, self.needs, self.fail_at = interval, frozenset(needs.split()), fail_at
-        self.frames: list[Frame] = []
-        self.log: list[Any] = []
-
-    def open(self, state: State, timestep: float, kept: int | None) -> None:
-        self.log.append(("open", kept))
-
-    def observe(self, frame: Frame) -> None:
-        self.frames.append(frame)
-        if frame.step == self.fail_at:
-            raise SimkitError("enough")
-
-    def flush(self) -> None:
-        self.log.append("flush")
-
-    def close(self) -> None:
-        self.log.append("close")
-
-    def steps(self) -> list[int]:
-        return [frame.step for frame in self.frames]
-
-
-def argon(repeat: int = 2) -> Atoms:
-    return bulk("Ar", "fcc", a=5.4, cubic=True).repeat(repeat)
-
-
-def lennard_jones() -> ClassicalPotential:
-    return ClassicalPotential([LennardJones(0.0104, 3.4, cutoff=8.0, form="switched")], cell=np.eye(3), pbc=True)
-
-
-def painn() -> Potential:
-    return potentials.build("painn", cutoff=4.0, elements=[1, 6, 8, 14], channels=16, layers=2, basis=8, seed=5)
 
 
 def test_a_trajectory_of_ase(rng: np.random.Generator) -> None:

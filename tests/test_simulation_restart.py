@@ -9,17 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ase import Atoms
 from ase.build import bulk
+from simulations import Recorder, argon, lennard_jones, painn
 
-from simkit import potentials
-from simkit.classical import ClassicalPotential, LennardJones, Morse
-from simkit.errors import ConfigError, OutputError, SimkitError
+from simkit.classical import ClassicalPotential, Morse
+from simkit.errors import ConfigError, OutputError
 from simkit.md.ensembles import NVE, Bussi, Langevin, MartynaTobiasKlein, NoseHooverChain, Ramp, StochasticCell
 from simkit.md.protocols import Ensemble, Frame
 from simkit.md.simulation import Simulation
-from simkit.md.state import State
-from simkit.potential import Potential
 from simkit.units import GPA
 
 ENSEMBLES: dict[str, Callable[[], Ensemble]] = {
@@ -31,44 +28,6 @@ ENSEMBLES: dict[str, Callable[[], Ensemble]] = {
     "scr": lambda: StochasticCell(2.0, 300.0, GPA, 0.1 / GPA, 20.0, 50.0, seed=6, coupling="anisotropic"),
     "mtk": lambda: MartynaTobiasKlein(2.0, 300.0, GPA, 50.0, 200.0),
 }
-
-
-class Recorder:
-    """An observer that remembers, and raises when told to."""
-
-    def __init__(self, interval: int, needs: str = "positions velocities energy", fail_at: int = -1) -> None:
-        self.interval, self.needs, self.fail_at = interval, frozenset(needs.split()), fail_at
-        self.frames: list[Frame] = []
-        self.log: list[Any] = []
-
-    def open(self, state: State, timestep: float, kept: int | None) -> None:
-        self.log.append(("open", kept))
-
-    def observe(self, frame: Frame) -> None:
-        self.frames.append(frame)
-        if frame.step == self.fail_at:
-            raise SimkitError("enough")
-
-    def flush(self) -> None:
-        self.log.append("flush")
-
-    def close(self) -> None:
-        self.log.append("close")
-
-    def steps(self) -> list[int]:
-        return [frame.step for frame in self.frames]
-
-
-def argon(repeat: int = 2) -> Atoms:
-    return bulk("Ar", "fcc", a=5.4, cubic=True).repeat(repeat)
-
-
-def lennard_jones() -> ClassicalPotential:
-    return ClassicalPotential([LennardJones(0.0104, 3.4, cutoff=8.0, form="switched")], cell=np.eye(3), pbc=True)
-
-
-def painn() -> Potential:
-    return potentials.build("painn", cutoff=4.0, elements=[1, 6, 8, 14], channels=16, layers=2, basis=8, seed=5)
 
 
 @pytest.mark.parametrize("name", ENSEMBLES)

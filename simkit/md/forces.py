@@ -23,7 +23,7 @@ from simkit.md.edges import Edges
 from simkit.md.forces_ase import CalculatorForces
 from simkit.md.forces_classical import ClassicalForces
 from simkit.md.protocols import Forces
-from simkit.md.state import State, check_stress
+from simkit.md.state import State, begin_stress
 from simkit.md.system import potential_hash
 from simkit.memory import keep_freed_memory
 from simkit.potential import Potential
@@ -98,10 +98,7 @@ class PotentialForces:
         """
         if state.positions is not self._bound:
             self._bind(state)
-        if stress:
-            check_stress(state)
-        else:
-            state.stress.fill_(torch.nan)
+        begin_stress(state, stress)
         outputs = ("energy", "forces", "stress") if stress else ("energy", "forces")
         for chunk in self._chunks:
             try:

@@ -10,7 +10,7 @@ from ase.calculators.calculator import CalculatorError
 from torch import Tensor
 
 from simkit.errors import ConfigError, GeometryError
-from simkit.md.state import State, check_stress
+from simkit.md.state import State, begin_stress
 from simkit.md.system import model_hash
 
 if TYPE_CHECKING:
@@ -40,10 +40,7 @@ class CalculatorForces:
         """
         if state.positions is not self._bound:
             self._bind(state)
-        if stress:
-            check_stress(state)
-        else:
-            state.stress.fill_(torch.nan)
+        begin_stress(state, stress)
         positions, cells = state.positions.numpy(), state.cells.numpy()
         for k, atoms in enumerate(self._replicas):
             part = slice(state.offsets[k], state.offsets[k + 1])

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from simkit.classical import ClassicalCalculator, ClassicalPotential
 from simkit.errors import ConfigError, GeometryError
-from simkit.md.state import State, check_stress
+from simkit.md.state import State, begin_stress
 
 LIST, LIST_CELLS = "classical.list", "classical.list_cells"
 """Names in ``State.extra`` of positions [N, 3] and cells [B, 3, 3] that neighbor lists were built from.
@@ -50,10 +50,7 @@ class ClassicalForces:
             self._bind(state)
         if not energy:
             state.energy.fill_(torch.nan)
-        if stress:
-            check_stress(state)
-        else:
-            state.stress.fill_(torch.nan)
+        begin_stress(state, stress)
         volumes = state.volume() if stress else None
         for k, (box, (positions, forces)) in enumerate(zip(self._boxes, self._parts, strict=True)):
             cell = state.cells[k].numpy()

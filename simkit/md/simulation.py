@@ -22,7 +22,7 @@ from simkit.md.frames import check_needs, put_back, take_frame, take_snapshot
 from simkit.md.observers.checkpoint import Checkpoint
 from simkit.md.protocols import Ensemble, Observer
 from simkit.md.state import State
-from simkit.md.velocities import draw_velocities, scale_velocities
+from simkit.md.velocities import draw_velocities, scale_to_temperature
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -198,7 +198,7 @@ class Simulation:
             draw_velocities(state, temperature, seed)
         self.ensemble.start(state)
         if temperature is not None:
-            scale_velocities(state, temperature)  # over the degrees of freedom of the ensemble
+            scale_to_temperature(state, temperature)  # over the degrees of freedom of the ensemble
         self.identity: dict[str, Any] = {
             "model": self.forces.identity(),
             "structures": _hash(state),

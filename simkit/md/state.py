@@ -181,8 +181,15 @@ class State:
         return found
 
 
-def check_stress(state: State) -> None:
-    """Raise ConfigError, naming it, if a replica is not periodic in all directions, so that it has no stress."""
+def begin_stress(state: State, wanted: bool) -> None:
+    """Mark the stress as unknown where it is not wanted.
+
+    Raises:
+        ConfigError: if it is wanted, naming a replica that is not periodic in all directions, so that it has none.
+    """
+    if not wanted:
+        state.stress.fill_(torch.nan)
+        return
     open_ = np.flatnonzero(~state.pbc.all(axis=1))
     if len(open_):
         raise ConfigError(

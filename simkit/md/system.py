@@ -7,8 +7,6 @@ import json
 import os
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from simkit.calculator import Calculator
 from simkit.errors import DataError
 from simkit.potential import Potential
@@ -46,18 +44,6 @@ def bare_copy(atoms: Atoms, calculator: BaseCalculator) -> Atoms:
         copy.info["charge"] = float(atoms.info["charge"])
     copy.calc = calculator
     return copy
-
-
-def structure_hash(atoms: Atoms, *, with_momenta: bool) -> str:
-    """SHA-256 over elements, positions, cell, boundary conditions, masses, charge, constraints and, where they matter, momenta."""
-    digest = hashlib.sha256()
-    for values in (atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc, atoms.get_masses()):
-        digest.update(np.ascontiguousarray(values).tobytes())
-    if with_momenta:
-        digest.update(atoms.get_momenta().tobytes())
-    constraints = [constraint.todict() for constraint in atoms.constraints]
-    digest.update(_encode([atoms.info.get("charge", 0.0), constraints]))
-    return digest.hexdigest()
 
 
 def model_hash(calculator: BaseCalculator) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor
 from simkit.errors import ConfigError
 from simkit.integrators.philox import normals
 from simkit.md.ensembles.degrees import conserving
+from simkit.md.ensembles.verlet import scale_velocities
 from simkit.md.state import State
 from simkit.units import BOLTZMANN, FORCE_TO_ACCELERATION
 
@@ -44,14 +45,13 @@ def draw_velocities(state: State, temperature: float, seed: int) -> None:
     state.velocities.copy_(velocities)
     _stop_drift(state)
     state.degrees.copy_(conserving(state))
-    scale_velocities(state, temperature)
+    scale_to_temperature(state, temperature)
 
 
-def scale_velocities(state: State, temperature: float) -> None:
+def scale_to_temperature(state: State, temperature: float) -> None:
     """Scale the velocities of each replica to a temperature (kelvin) over its degrees of freedom; those at rest stay so."""
     found = state.temperature()
-    factor = torch.where(found > 0, torch.sqrt(temperature / found), 1.0)
-    state.velocities *= factor.index_select(0, state.structure)[:, None]
+    scale_velocities(state, torch.where(found > 0, torch.sqrt(temperature / found), 1.0))
 
 
 def _stop_drift(state: State) -> None:

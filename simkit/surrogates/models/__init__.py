@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from simkit.config import nearest, parse_options
+from simkit.config import find_registered, parse_options
 from simkit.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -42,11 +41,7 @@ def model_class(name: str) -> tuple[type[DynamicsModel], type[Options]]:
     Raises:
         ConfigError: if the name is unknown.
     """
-    if name not in REGISTRY:
-        raise ConfigError(f"unknown model {name!r}{nearest(name, REGISTRY)}")
-    module_name, class_name = REGISTRY[name]
-    module = import_module(module_name)
-    return getattr(module, class_name), getattr(module, f"{class_name}Options")
+    return find_registered(name, REGISTRY, "model")
 
 
 def build(
