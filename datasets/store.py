@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 Indices = Tensor | Array | Sequence[int]
 
+# Keeps the memory of a batch bounded, whatever the size of the structures.
+MAX_ATOMS = 4096
 _FORMAT = "simkit-store-1"
 
 
@@ -228,6 +230,10 @@ class Store:
         return self._replace(neighbors=table)
 
     # ------------------------------------------------------------------------------------------------------ batches
+
+    def batches(self, size: int) -> tuple[Tensor, ...]:
+        """Return the indices of all structures in order, ``size`` to a batch, or fewer where the structures are large."""
+        return torch.arange(len(self)).split(max(1, min(size, MAX_ATOMS // int(self.n_atoms.max()))))
 
     def batch(self, indices: Indices, dtype: torch.dtype = torch.float64) -> AtomGraph:
         """Return the structures ``indices`` [k] as one graph on the store's device.

@@ -14,7 +14,6 @@ from simkit.datasets.store import Store
 from simkit.errors import ConfigError, ElementError
 from simkit.graph import LABELS, AtomGraph
 from simkit.potential import Potential
-from simkit.training import evaluation
 from simkit.training.evaluation import error_metrics, errors_per_element, errors_per_group, labels_to_evaluate, predict
 
 SIZES = [2, 5, 1, 4, 3, 3, 2]
@@ -56,7 +55,7 @@ def test_predictions_do_not_depend_on_the_batches(potential: Potential, batch_si
     store = make_store()
     outputs = ("energy", "forces", "dipole", "charges")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluation, "MAX_ATOMS", max_atoms)
+        patch.setattr("simkit.datasets.store.MAX_ATOMS", max_atoms)
         found = predict(potential, store, outputs, batch_size)
     one_by_one = [potential(store.batch([k]), outputs) for k in range(len(SIZES))]
     for name in outputs:
@@ -75,7 +74,7 @@ def test_batches_are_bounded_in_structures_and_atoms(potential: Potential, monke
         predict(potential, store, ("energy",), batch_size=3)
         assert [count for count, _ in seen] == [3, 3, 1]
         seen.clear()
-        monkeypatch.setattr(evaluation, "MAX_ATOMS", 10)  # two of the largest structure, which has five atoms
+        monkeypatch.setattr("simkit.datasets.store.MAX_ATOMS", 10)  # two of the largest structure, which has five atoms
         predict(potential, store, ("energy",), batch_size=3)
         assert [count for count, _ in seen] == [2, 2, 2, 1]
         assert max(atoms for _, atoms in seen) <= 10

@@ -20,7 +20,6 @@ from simkit.datasets.store import Store
 from simkit.errors import ConfigError, DataError, DeviceError, OutputError, SimkitError
 from simkit.graph import AtomGraph
 from simkit.potential import Potential
-from simkit.training import evaluation
 from simkit.training.checkpoint import CHECKPOINT, load_checkpoint
 from simkit.training.fit import FitResult, epoch_order, fit
 from simkit.training.log import Row
@@ -200,7 +199,7 @@ def test_validating_every_third_epoch(train: Store, valid: Store, tmp_path: Path
 def test_validation_batches_are_bounded_in_atoms(
     train: Store, valid: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluation, "MAX_ATOMS", int(valid.n_atoms.max()))
+    monkeypatch.setattr("simkit.datasets.store.MAX_ATOMS", int(valid.n_atoms.max()))
     model, seen = student(), []
 
     def look(module: Potential, arguments: tuple[AtomGraph, tuple[str, ...]]) -> None:
@@ -399,7 +398,7 @@ def test_no_training_data(train: Store, tmp_path: Path) -> None:
             return 0
 
     empty = Empty(train.z, train.pos, train.ptr, train.labels)
-    with pytest.raises(DataError, match="no training structures"):
+    with pytest.raises(DataError, match="no training data"):
         fit(student(), objective(), empty, None, options(), tmp_path)
 
 

@@ -15,14 +15,6 @@ from simkit.properties import isolated_only
 
 Metrics = dict[str, float]
 
-# Keeps the memory of a batch bounded, whatever the size of the structures.
-MAX_ATOMS = 4096
-
-
-def batches(store: Store, size: int) -> tuple[Tensor, ...]:
-    """Return the indices of all structures in order, ``size`` to a batch, or fewer where the structures are large."""
-    return torch.arange(len(store)).split(max(1, min(size, MAX_ATOMS // int(store.n_atoms.max()))))
-
 
 def predict(
     potential: Potential, store: Store, outputs: Sequence[str], batch_size: int = 100, description: str = "predicting"
@@ -41,7 +33,7 @@ def predict(
     store = store.to(potential.device)
     potential.check_elements(store.elements)
     parts: dict[str, list[Tensor]] = {name: [] for name in outputs}
-    for indices in track(batches(store, batch_size), description):
+    for indices in track(store.batches(batch_size), description):
         with torch.no_grad():
             result = potential(store.batch(indices), tuple(outputs))
         for name in outputs:

@@ -12,26 +12,26 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from simkit.datasets.store import Store
 from simkit.errors import ConfigError, DataError, OutputError, SimkitError
 from simkit.files import ensure_output_dir
 from simkit.interrupt import Interrupt
 from simkit.memory import keep_freed_memory
 from simkit.training.checkpoint import load_checkpoint, save_checkpoint
 from simkit.training.distributed import make_fabric, sum_gradients, sum_over_processes
-from simkit.training.evaluation import batches
 from simkit.training.log import Row, TrainingLog
-from simkit.training.losses import Objective
+from simkit.training.losses import Objective, Samples
 from simkit.training.options import TrainingOptions
 from simkit.training.schedule import AveragedWeights, LearningRate
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
+
+_SamplesT = TypeVar("_SamplesT", bound=Samples)
 
 
 @dataclass
@@ -70,9 +70,9 @@ class _Progress:
 
 def fit(
     model: nn.Module,
-    objective: Objective,
-    train: Store,
-    valid: Store | None,
+    objective: Objective[_SamplesT],
+    train: _SamplesT,
+    valid: _SamplesT | None,
     options: TrainingOptions,
     out: str | Path,
     *,
@@ -85,7 +85,7 @@ def fit(
     Args:
         model: a `Potential` or any module that the objective knows how to call.
         objective: gives loss and error sums of a batch (see `Objective`).
-        train: training data, with neighbors where the model needs them.
+        train: training data; structures with neighbors where the model needs them.
         valid: validation data; without it the training loss decides what is best.
         out: folder for ``log.csv`` and ``checkpoint.pt``.
         resume: continue from the checkpoint in ``out``; on a CPU the result equals that of a run never stopped, bit for bit.
@@ -101,7 +101,7 @@ def fit(
         KeyboardInterrupt: if interrupted, after the checkpoint has been saved.
     """
     if len(train) == 0:
-        raise DataError("there are no training structures; check the data path and the split")
+        raise DataError("there are no training data; check the data path and the split")
     folder = ensure_output_dir(out)
     keep_freed_memory()
     fabric = make_fabric(options.device, options.precision)
@@ -128,9 +128,9 @@ class _Run:
     def __init__(
         self,
         model: nn.Module,
-        objective: Objective,
-        train: Store,
-        valid: Store | None,
+        objective: Objective[Any],
+        train: Samples,
+        valid: Samples | None,
         options: TrainingOptions,
         folder: Path,
         fabric: Fabric,
@@ -260,7 +260,7 @@ class _Run:
         totals: dict[str, Any] = {}
         # Counts of the whole set, so that the mean does not depend on how the batches are cut.
         whole = self.objective.counts(self.valid, torch.arange(len(self.valid)))
-        for indices in batches(self.valid, self.options.evaluation_batch_size):
+        for indices in self.valid.batches(self.options.evaluation_batch_size):
             share = indices[self.fabric.global_rank :: self.fabric.world_size]
             if not len(share):
                 continue

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,20 +15,41 @@ from simkit.potential import Potential
 from simkit.training.options import LossTerm
 
 
-class Objective(Protocol):
+class Samples(Protocol):
+    """What `fit` trains on: a `Store` of structures, the states of a trajectory, or anything that can be cut into batches."""
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        ...
+
+    def to(self, device: torch.device) -> Self:
+        """Return the samples on a device."""
+        ...
+
+    def batch(self, indices: Tensor) -> Any:
+        """Return the samples ``indices`` as the objective takes them."""
+        ...
+
+    def batches(self, size: int) -> Sequence[Tensor]:
+        """Return the indices of all samples in order, ``size`` to a batch, or fewer where samples are large."""
+        ...
+
+
+SamplesT = TypeVar("SamplesT", bound=Samples, contravariant=True)
+
+
+class Objective(Protocol[SamplesT]):
     """What `fit` minimises; `PotentialObjective` and the surrogates' objectives are of this kind.
 
     A batch may be shared between processes, so a loss is a sum over the samples of one shard divided by the count of the whole batch:
     the shards' losses and gradients then add up to those of the batch, however it was shared.
     """
 
-    def counts(self, source: Store, indices: Tensor) -> dict[str, float]:
+    def counts(self, source: SamplesT, indices: Tensor) -> dict[str, float]:
         """Return, per logged error, how many values the samples ``indices`` hold (without building the batch)."""
         ...
 
-    def __call__(
-        self, model: nn.Module, batch: AtomGraph, counts: Mapping[str, float]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, model: nn.Module, batch: Any, counts: Mapping[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
         """Return this shard's part of the loss and, detached, the sum of absolute errors of each logged error."""
         ...
 

@@ -20,7 +20,6 @@ from torch import nn
 
 from simkit.config import parse_options
 from simkit.errors import SimkitError
-from simkit.training.evaluation import batches
 from simkit.training.fit import fit
 from simkit.training.recipe import Recipe
 from simkit.workflows.prepare import prepare
@@ -173,7 +172,7 @@ def _validation_seconds(
     for _ in range(2):
         start = time.perf_counter()
         with torch.no_grad():
-            parts = batches(valid, options.evaluation_batch_size)
+            parts = valid.batches(options.evaluation_batch_size)
             float(torch.stack([objective(model, valid.batch(indices), counts)[0] for indices in parts]).sum())
         seconds = time.perf_counter() - start
     return seconds
