@@ -10,6 +10,7 @@ from simkit import __version__
 from simkit.cli.dynamics import analyze, eos, md, relax
 from simkit.cli.labels import label, sample
 from simkit.cli.learning import compare, evaluate, info, models, predict, quickstart, train
+from simkit.cli.motion import surrogate
 from simkit.errors import SimkitError
 
 INTERRUPTED = {
@@ -18,6 +19,7 @@ INTERRUPTED = {
     "label": "; what was done is saved; continue with the same command",
     "quickstart": "; what was done is saved; continue with the same command",
     "compare": "; what was done is saved; continue with the same command",
+    "surrogate": "; what was trained is saved; continue a comparison with the same command, a training with --resume",
 }
 
 
@@ -61,6 +63,7 @@ def _options(
 
 for _command in (train, compare, evaluate, predict, info, md, relax, eos, analyze, label, sample, models, quickstart):
     app.command()(_command)
+app.add_typer(surrogate, name="surrogate")
 
 
 def main() -> None:

@@ -87,31 +87,33 @@ class Trajectories:
         return {name: value for name in _ARRAYS if (value := getattr(self, name)) is not None}
 
     def state(self, kind: str) -> Array:
-        """Return [S, T, 2 D]: coordinates beside momenta ("qp") or velocities ("qv").
+        """Return [S, T, 2 D]: coordinates beside momenta ("qp") or velocities ("qv"), or coordinates alone ("q"), [S, T, D].
 
         Raises:
             DataError: if these data have none.
         """
-        return np.concatenate([self.q, self._second(kind, "")], axis=-1)
+        return np.concatenate([self.q, *self._second(kind, "")], axis=-1)
 
     def derivative(self, kind: str) -> Array:
-        """Return the time derivative of `state`, [S, T, 2 D].
+        """Return the time derivative of `state`, of its shape.
 
         Raises:
             DataError: if these data have none.
         """
         if self.dq is None:
             raise DataError("these trajectories have no dq; estimate derivatives with simkit.surrogates.loaders")
-        return np.concatenate([self.dq, self._second(kind, "d")], axis=-1)
+        return np.concatenate([self.dq, *self._second(kind, "d")], axis=-1)
 
-    def _second(self, kind: str, prefix: str) -> Array:
-        if kind not in {"qp", "qv"}:
-            raise DataError(f'a state is "qp" or "qv"; found {kind!r}')
+    def _second(self, kind: str, prefix: str) -> list[Array]:
+        if kind not in {"q", "qp", "qv"}:
+            raise DataError(f'a state is "q", "qp" or "qv"; found {kind!r}')
+        if kind == "q":
+            return []
         name = prefix + kind[1]
         value: Array | None = getattr(self, name)
         if value is None:
             raise DataError(f"these trajectories have no {name}; they have {', '.join(self.arrays())}")
-        return value
+        return [value]
 
     def take(self, index: Any) -> Trajectories:
         """Return the trajectories that a slice, a list of numbers or a mask selects."""
@@ -122,10 +124,15 @@ class Trajectories:
 
     def between(self, first: int, end: int) -> Trajectories:
         """Return the points ``first`` to ``end - 1`` of every trajectory."""
-        changed: dict[str, Any] = {
-            name: value[:, first:end] for name, value in self.arrays().items() if name != "times"
-        }
-        return replace(self, times=self.times[..., first:end], **changed)
+        return self._points(slice(first, end))
+
+    def thinned(self, every: int) -> Trajectories:
+        """Return every ``every``-th point of every trajectory, beginning with the first."""
+        return self._points(slice(None, None, every))
+
+    def _points(self, chosen: slice) -> Trajectories:
+        changed: dict[str, Any] = {name: value[:, chosen] for name, value in self.arrays().items() if name != "times"}
+        return replace(self, times=self.times[..., chosen], **changed)
 
     def split(self, parts: Mapping[str, int], seed: int | None = None) -> dict[str, Trajectories]:
         """Return named parts with so many trajectories each, in order, or shuffled where a seed is given.
@@ -151,6 +158,16 @@ class Trajectories:
         count = self._window_count(length)
         starts = np.tile(np.arange(count) * length, len(self))
         return self._pieces(np.repeat(np.arange(len(self)), count), starts, length)
+
+    def segments(self, length: int) -> Trajectories:
+        """Cut every trajectory into pieces of ``length`` successive points that share their end points; a shorter rest is left out.
+
+        Returns:
+            [S W, length, ...] with times [S W, length].
+        """
+        self._window_count(length)
+        firsts = np.arange(0, self.q.shape[1] - length + 1, max(length - 1, 1))
+        return self._pieces(np.repeat(np.arange(len(self)), len(firsts)), np.tile(firsts, len(self)), length)
 
     def random_windows(self, length: int, seed: int) -> Trajectories:
         """Return one of the `windows` of every trajectory, drawn uniformly (Finzi et al. 2020, section 6: chunks of 5 points)."""
@@ -190,6 +207,10 @@ class Trajectories:
                 noisy[name] = value + scale * generator.standard_normal(value.shape)
         noise = {"level": level, "seed": seed, "relative": relative}
         return replace(self, info={**self.info, "noise": noise}, **noisy)
+
+    def hash(self) -> str:
+        """Return the SHA-256 of all arrays."""
+        return _checksum(self.arrays(), "")
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything into one ``.npz`` file, with a checksum of its contents.

@@ -214,14 +214,32 @@ def read_values(
         # Another source has other options, and the recipe's test set does not belong to it.
         values.pop("data", None)
         values.pop("test", None)
-    for setting in settings:
-        merge(values, parse_setting(setting))
-    merge(values, overrides or {})
+    merge_settings(values, settings, overrides)
     if "data" not in values:
         raise ConfigError(
             f"{recipe_title(path)}: no data named; give --data PATH, or a section data with a name, such as {{name: qm9}}"
         )
     return values
+
+
+def read_nested(
+    path: str | os.PathLike[str] | None, settings: Sequence[str] = (), overrides: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Return what a recipe of any kind and settings say, as nested values that are not checked yet.
+
+    Raises:
+        ConfigError: if the file is missing or malformed.
+    """
+    values = _read_yaml(Path(path)) if path else {}
+    merge_settings(values, settings, overrides)
+    return values
+
+
+def merge_settings(values: dict[str, Any], settings: Sequence[str], overrides: Mapping[str, Any] | None) -> None:
+    """Put "section.key=value" strings and then nested values into others, in place."""
+    for setting in settings:
+        merge(values, parse_setting(setting))
+    merge(values, overrides or {})
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from simkit.errors import ConfigError
 from simkit.surrogates.systems.base import Array, System
-from simkit.surrogates.systems.embedding import Embedding
+from simkit.surrogates.systems.embedding import Embedding, Rods
 from simkit.surrogates.systems.linear import cholesky_solve
 from simkit.surrogates.systems.protocol import Protocol
 
@@ -202,6 +202,7 @@ class CartesianChain(Embedding):
     def __init__(self, masses: Array, lengths: Array, gravity: float) -> None:
         super().__init__(torch.diag(torch.from_numpy(np.repeat(masses, 2))))
         self.masses, self.lengths, self.gravity = torch.from_numpy(masses), torch.from_numpy(lengths), gravity
+        self.rods = Rods(tuple((i - 1, i) for i in range(len(lengths))), tuple(lengths.tolist()))
 
     def potential(self, x: Tensor) -> Tensor:
         return self.gravity * (self.masses.to(x) * x[..., 1::2]).sum(-1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,6 +13,19 @@ from torch import Tensor
 from simkit.surrogates.trajectories import Trajectories
 
 Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Rods:
+    """Points at fixed distances, as constrained networks take them.
+
+    Attributes:
+        links: pairs of points from 0; -1 is the origin.
+        lengths: the distance of each pair.
+    """
+
+    links: tuple[tuple[int, int], ...]
+    lengths: tuple[float, ...]
 
 
 class Embedding(ABC):
@@ -24,7 +38,10 @@ class Embedding(ABC):
     Attributes:
         dof: coordinates E.
         mass_matrix: M, [E, E], float64.
+        rods: the constraints as distances of points, where that is all that they are.
     """
+
+    rods: Rods | None = None
 
     def __init__(self, mass_matrix: Tensor) -> None:
         self.dof = mass_matrix.shape[0]
