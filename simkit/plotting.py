@@ -103,7 +103,8 @@ def learning_curve(
     Args:
         rows: one mapping per epoch with ``epoch`` and columns called ``train_<quantity>`` or ``valid_<quantity>``; other columns are left
             out. Missing values (None or nan) leave gaps. ``*_mae`` and ``*_rmse`` are in eV and angstrom.
-        units: name of a quantity without ``_mae`` -> the unit that its errors are shown in and the factor to it; meV by default.
+        units: name of a quantity without ``_mae`` -> the unit that its errors are shown in ("" for none) and the factor to it; meV by
+            default.
     """
     epochs = np.array([row["epoch"] for row in rows], dtype=float)
     columns = dict.fromkeys(name for row in rows for name in row if name.startswith(("train_", "valid_")))
@@ -139,7 +140,8 @@ def _describe(quantity: str, given: Mapping[str, tuple[str, float]] | None = Non
     name, per_atom = quantity.removesuffix("_per_atom").rsplit("_", 1)[0], quantity.endswith("_per_atom")
     units = {"energy": "meV", "forces": "meV/Å", "stress": "meV/Å$^3$", "dipole": "me·Å"}
     unit, factor = (given or {}).get(name, (units.get(name, "10$^{-3}$ units"), 1000.0))
-    return name.replace("_", " "), f"{kind.upper()} ({unit}{'/atom' if per_atom else ''})", factor
+    unit = f"{unit}{'/atom' if per_atom else ''}"
+    return name.replace("_", " "), f"{kind.upper()} ({unit})" if unit else kind.upper(), factor
 
 
 def _plain_log_ticks(ax: Axes, which: Literal["x", "y"] = "y") -> None:

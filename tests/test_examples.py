@@ -9,12 +9,15 @@ import pytest
 
 from simkit import potentials
 from simkit.config import parse_options
-from simkit.training.recipe import read_recipe
+from simkit.surrogates.models import model_class
+from simkit.training.recipe import read_nested, read_recipe
 from simkit.workflows import report
 from simkit.workflows.compare_recipes import comparison_recipes
+from simkit.workflows.surrogate_compare import surrogate_recipes
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 RECIPES = sorted((EXAMPLES / "recipes").glob("*.yaml"))
+SURROGATES = sorted((EXAMPLES / "recipes" / "surrogates").glob("*.yaml"))
 COMPARISONS = sorted((EXAMPLES / "comparisons").glob("*.yaml"))
 
 
@@ -73,6 +76,23 @@ def test_replicas_go_on(tmp_path: Path, run: Run) -> None:
     before = (tmp_path / "run" / "thermo.csv").read_bytes()
     assert "second half" in run("05_replicas.py", path, "--out", tmp_path / "run")
     assert (tmp_path / "run" / "thermo.csv").read_bytes() == before
+
+
+def test_learn_a_pendulum(tmp_path: Path, run: Run) -> None:
+    text = run("06_learn_a_pendulum.py", "--out", tmp_path)
+    assert "| neural-ode | 1 |" in text
+    assert (tmp_path / "rollout" / "motion.gif").is_file()
+
+
+@pytest.mark.parametrize("path", SURROGATES, ids=lambda path: path.stem)
+def test_surrogate_recipe_is_valid(path: Path) -> None:
+    values = read_nested(path)
+    names = list(values.get("models", {values["model"].get("name", "hnn"): {}}))
+    for name, recipe in surrogate_recipes(path, names=names).items():
+        expected = values.get("models", {}).get(name, {}).get("model", {}).get("name", name)
+        assert recipe.model.name == expected
+        known = model_class(recipe.model.name)[1].model_fields
+        assert not set(recipe.model.options) - set(known)
 
 
 @pytest.mark.parametrize("path", COMPARISONS, ids=lambda path: path.stem)

@@ -132,6 +132,14 @@ def test_parts_of_a_protocol() -> None:
     assert parts.system.name == "chain_pendulum"
 
 
+def test_data_without_the_noise_of_their_protocol() -> None:
+    clean = open_data(recipe(data={"system": "spring", "protocol_noise": False}).data).train
+    energy = clean.q**2 + np.asarray(clean.p) ** 2
+    assert np.ptp(energy, axis=1).max() < 1e-9
+    noisy = open_data(recipe(data={"system": "spring"}).data).train
+    assert 0.09 < (noisy.q - clean.q).std() < 0.11
+
+
 def test_only_the_training_data_are_spoilt() -> None:
     plain = open_data(recipe(data={"system": "spring"}).data)
     spoilt = open_data(

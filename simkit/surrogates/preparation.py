@@ -14,6 +14,7 @@ from simkit.surrogates.objectives import ObjectiveOptions
 from simkit.surrogates.recipe import MotionData, SurrogateRecipe
 from simkit.surrogates.samples import Samples, pieces, single_states
 from simkit.surrogates.systems.base import System
+from simkit.surrogates.systems.lennard_jones import LennardJonesParticles
 from simkit.surrogates.trajectories import Trajectories, concatenate
 
 # Names that papers give to the parts of their data.
@@ -134,6 +135,8 @@ def _facts(options: MotionData, parts: MotionParts) -> dict[str, Any]:
         return found
     if options.coordinates == "canonical" and parts.system.angular:
         found["angles"] = tuple(range(parts.system.dof))
+    if isinstance(parts.system, LennardJonesParticles):
+        found |= parts.system.surroundings()
     if options.coordinates == "cartesian":
         embedding = parts.system.embedding()
         if embedding is not None and embedding.rods is not None:

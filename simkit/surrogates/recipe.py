@@ -25,6 +25,7 @@ class MotionData(Options):
     system: str | None = Field(None, description="a known system; see simkit surrogate list")
     parameters: dict[str, Any] = Field({}, description="of the system, in place of its defaults")
     protocol: str = Field("", description="of the system; its first where not given")
+    protocol_noise: bool = Field(True, description="whether the noise of the protocol, if it has any, is put on")
     coordinates: Literal["canonical", "cartesian"] = "canonical"
     files: list[str] | None = Field(None, description="CSV or npz files with trajectories")
     real_pendulum: str | None = Field(None, description="file of the measured pendulum of Schmidt & Lipson (2009)")
