@@ -7,7 +7,8 @@ For each ensemble at two states, two temperatures or two pressures, in one batch
 - kinetic energy: its mean against N_f kT/2, and the Kolmogorov-Smirnov distance of thinned samples from the law of chi^2;
 - the ensemble check of M. R. Shirts, J. Chem. Theory Comput. 9, 909 (2013), doi:10.1021/ct300688p: the slope of ln(p_2/p_1) in the
   potential energy is 1/(k T_1) - 1/(k T_2), and in the volume (P_1 - P_2)/(k T);
-- the mean pressure of the barostats, which is that of the target but for kT/V (with the centre of mass at rest);
+- the mean pressure of the barostats, which is the target: with the centre of mass at rest, volumes have the weight V^(N-1) Z(V)
+  exp(-P V/kT), Z in scaled coordinates, and the pressure with 3N - 3 degrees of freedom is kT times the derivative of ln V^(N-1) Z(V);
 - by how much the conserved quantity moved, against the total energy.
 
 Deviations are in standard errors of the means of replicas. A correct ensemble stays within about three.
@@ -43,15 +44,15 @@ EVERY, SKIP = 25, 0.3  # steps between samples; share of the run that is left ou
 
 
 def ensembles(low_high: np.ndarray, temperature: np.ndarray) -> dict[str, Any]:
-    """All of them; thermostats with a temperature for each replica, barostats with a pressure for each."""
-    scr = (TIMESTEP, MIDDLE, low_high, 5 / GPA, 200.0, 400.0, 5)
+    """All of them, each with random numbers of its own; thermostats with temperatures of the replicas, barostats with pressures."""
+    scr = (TIMESTEP, MIDDLE, low_high, 5 / GPA, 200.0, 400.0)
     mtk = (TIMESTEP, MIDDLE, low_high, 200.0, 600.0)
     return {
         "Langevin (BAOAB)": Langevin(TIMESTEP, temperature, 0.005, 5),
         "Nosé-Hoover chain": NoseHooverChain(TIMESTEP, temperature, 200.0),
-        "Bussi": Bussi(TIMESTEP, temperature, 200.0, 5),
-        "stochastic cell, isotropic": StochasticCell(*scr),
-        "stochastic cell, anisotropic": StochasticCell(*scr, "anisotropic"),
+        "Bussi": Bussi(TIMESTEP, temperature, 200.0, 6),
+        "stochastic cell, isotropic": StochasticCell(*scr, 7),
+        "stochastic cell, anisotropic": StochasticCell(*scr, 8, "anisotropic"),
         "MTK, isotropic": MartynaTobiasKlein(*mtk),
         "MTK, anisotropic": MartynaTobiasKlein(*mtk, "anisotropic"),
     }
@@ -109,9 +110,8 @@ def judge(name: str, found: dict[str, Any], baric: bool) -> dict[str, Any]:
     )
     if baric:
         target = np.repeat(PRESSURES, half) / GPA
-        excess = found["pressure"] + BOLTZMANN * MIDDLE / found["volume"] / GPA - target
-        mean, error = mean_and_error(excess)
-        row["dev P"] = mean / error
+        mean, error = mean_and_error(found["pressure"] - target)
+        row["P - target, MPa"], row["dev P"] = 1e3 * mean, mean / error
     moved = found["conserved"] - found["conserved"][0]
     energy = found["kinetic"] + found["potential"]
     row["drift meV/atom/ns"] = drift(moved) / ATOMS

@@ -54,7 +54,7 @@ def simkit_run(steps: int) -> dict[str, Any]:
     from simkit import integrators
     from simkit.integrators import cpu
 
-    @njit(error_model="numpy")
+    @njit(error_model="numpy", forceinline=True)
     def gravity(replica, x, f, m):  # type: ignore[no-untyped-def]
         for i in range(len(m)):
             fx = fy = fz = 0.0

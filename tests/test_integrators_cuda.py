@@ -72,10 +72,34 @@ def run(
     return torch.stack([x, v]).cpu().numpy()
 
 
+def changing_baths(module: Any, device: str) -> tuple[np.ndarray, list[int]]:
+    """Positions after runs in baths that are made anew for each, and the copies to the device so far after each of them."""
+    x = torch.from_numpy(np.random.default_rng(5).normal(size=(7, 3))).to(device)
+    v, f, masses = torch.zeros_like(x), torch.zeros_like(x), np.ones(7)
+    integrator = module.Integrator(integrators.get("obabo"), spring, x, v, f, masses, offsets=OFFSETS)
+    upload, copies, after = getattr(integrator, "_upload", None), 0, []
+
+    def counted(*arguments: Any) -> Any:
+        nonlocal copies
+        copies += 1
+        return upload(*arguments)
+
+    integrator._upload = counted
+    kt, names = np.array([0.7, 1.0, 1.6]), np.array([9, 2, 4])
+    for step, (factor, shift) in enumerate([(1, 0), (1, 0), (2, 0), (2, 1), (2, 1)]):
+        kt *= factor if step == 2 else 1  # in place: what was kept must not change with it
+        names += shift if step == 3 else 0
+        integrator.run(1, timestep=0.1, first_step=step, bath=Bath(0.5, kt, 11, names))
+        after.append(copies)
+    return x.cpu().numpy(), after
+
+
 def everything(module: Any, device: str) -> dict[str, np.ndarray]:
     results = {"-".join(map(str, case)): run(module, *case, device) for case in cases()}
     for dtype in ("float64", "float32"):
         results[f"heat {dtype}"] = run(module, "obabo", dtype, 3, device, heated=True)
+    positions, copies = changing_baths(module, device)
+    results |= {"baths": positions, "copies": np.array(copies)}
     return results | {"one bath": run(module, "obabo", "float64", 3, device, of_each=False)}
 
 
@@ -156,6 +180,12 @@ def test_one_bath_for_all_in_the_simulator(simulated: dict[str, np.ndarray]) -> 
     expected = run(cpu, "obabo", "float64", 3, "cpu", of_each=False)
     np.testing.assert_allclose(simulated["one bath"], expected, rtol=0, atol=1e-13)
     assert np.abs(expected - run(cpu, "obabo", "float64", 3, "cpu")).max() > 1e-3
+
+
+def test_baths_are_copied_when_they_change(simulated: dict[str, np.ndarray]) -> None:
+    expected, _ = changing_baths(cpu, "cpu")
+    np.testing.assert_allclose(simulated["baths"], expected, rtol=0, atol=1e-13)
+    assert simulated["copies"].tolist() == [3, 3, 4, 5, 5]  # first the program, factors and names
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])

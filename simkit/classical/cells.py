@@ -8,6 +8,7 @@ of its atoms, so that nothing is ever written to a ghost. Distances need no mini
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import numpy as np
@@ -154,13 +155,42 @@ def _fill_parallel(chunks, parts, tables, lists, needed, highest):  # type: igno
 
 
 @_compile
-def _place(positions, owner, offset, reference, limit, x):  # type: ignore[no-untyped-def]  # pragma: no cover
-    """Copy positions to the slots; return whether an atom has moved by more than the root of ``limit``, or is not a number."""
-    moved = False
+def _follow(cell, lattice, inverse, steps, reference, offset, expected):  # type: ignore[no-untyped-def]  # pragma: no cover
+    """Put images and expected positions where the map 1 + e from the lattice to the cell takes them.
+
+    Returns:
+        The root of e's largest sum of a column times that of a row, which is no less than its largest singular value.
+    """
+    strain = np.zeros((3, 3))
+    for a in range(3):
+        for b in range(3):
+            for c in range(3):
+                strain[a, b] += inverse[a, c] * (cell[c, b] - lattice[c, b])
+    for k in range(len(steps)):
+        for d in range(3):
+            offset[k, d] = steps[k, 0] * cell[0, d] + steps[k, 1] * cell[1, d] + steps[k, 2] * cell[2, d]
     for i in range(len(reference)):
-        dx = positions[i, 0] - reference[i, 0]
-        dy = positions[i, 1] - reference[i, 1]
-        dz = positions[i, 2] - reference[i, 2]
+        x, y, z = reference[i, 0], reference[i, 1], reference[i, 2]
+        for d in range(3):
+            expected[i, d] = reference[i, d] + (x * strain[0, d] + y * strain[1, d] + z * strain[2, d])
+    column = row = 0.0
+    for a in range(3):
+        column = max(column, abs(strain[0, a]) + abs(strain[1, a]) + abs(strain[2, a]))
+        row = max(row, abs(strain[a, 0]) + abs(strain[a, 1]) + abs(strain[a, 2]))
+    return math.sqrt(column * row)
+
+
+@_compile
+def _place(positions, owner, offset, expected, limit, x):  # type: ignore[no-untyped-def]  # pragma: no cover
+    """Copy positions to the slots; return whether an atom is further from where it is expected than the root of ``limit``.
+
+    So it is where it is not a number, and where the limit is negative.
+    """
+    moved = False
+    for i in range(len(expected)):
+        dx = positions[i, 0] - expected[i, 0]
+        dy = positions[i, 1] - expected[i, 1]
+        dz = positions[i, 2] - expected[i, 2]
         if not dx * dx + dy * dy + dz * dz <= limit:
             moved = True
     for k in range(len(owner)):
@@ -171,7 +201,11 @@ def _place(positions, owner, offset, reference, limit, x):  # type: ignore[no-un
 
 
 class HalfList:
-    """Half neighbor list with a skin, rebuilt when an atom has moved by more than half of the skin since the last build.
+    """Half neighbor list with a skin, rebuilt when it may have become incomplete.
+
+    With 1 + e the linear map from the lattice of the build to the present one, and positions x = x0 (1 + e) + u, no pair from beyond
+    the list has come within the cutoff as long as 2 max|u| <= (1 - |e|) (cutoff + skin) - cutoff, where |e| is e's largest singular value
+    or a bound of it. At constant cell that is the familiar rule that no atom may have moved by more than half of the skin.
 
     Attributes:
         builds: lists built so far.
@@ -183,7 +217,7 @@ class HalfList:
     """
 
     def __init__(self, cell: Array, pbc: Array, reach: float, skin: float, exclusions: tuple[Array, Array]) -> None:
-        """cell [3, 3], pbc [3], the longest cutoff, the skin, and excluded partners of each atom as bounds [N + 1] and atoms."""
+        """cell [3, 3], zero along open directions; pbc [3]; longest cutoff; skin; excluded partners as bounds [N + 1] and atoms."""
         self.cell, self.pbc, self.reach, self.skin = cell, pbc, reach + skin, skin
         self._bounds, self._partners = exclusions
         self.builds = 0
@@ -199,10 +233,21 @@ class HalfList:
         """
         fresh = self.builds > 0 and len(positions) == len(self.reference)
         if fresh:
-            limit = 0.25 * self.skin * self.skin
-            fresh = not _place(positions, self.owner, self._offset, self.reference, limit, self.x)
+            fresh = not _place(positions, self.owner, self._offset, self._expected, self._limit, self.x)
         if not fresh:
             self._build(positions)
+
+    def deform(self, cell: Array) -> None:
+        """Go on in another cell [3, 3]."""
+        self.cell = cell
+        if self.builds:
+            self._follow()
+
+    def _follow(self) -> None:
+        """Where images are and atoms are expected in the present cell, and how far from there an atom may be."""
+        tables = (self._steps, self.reference, self._offset, self._expected)
+        room = self.skin - self.reach * _follow(self.cell, self._lattice, self._inverse, *tables)
+        self._limit = 0.25 * room * room if room >= 0.0 else -1.0
 
     def _build(self, positions: Array) -> None:
         if not (np.abs(positions) <= LARGEST_COORDINATE).all():
@@ -227,10 +272,12 @@ class HalfList:
         order, cell, start = _sort(frac, margin, bins)
         ghost_order, _, ghost_start = _sort(ghost_frac, margin, bins)
         self.owner = np.concatenate([order, owner[ghost_order]]).astype(np.int32)
-        steps = np.concatenate([-wraps[order], image[ghost_order] - wraps[owner[ghost_order]]])
-        self._offset = steps @ box
-        self.x = positions[self.owner] + self._offset
+        self._steps = np.concatenate([-wraps[order], image[ghost_order] - wraps[owner[ghost_order]]])
+        self._lattice, self._inverse = self.cell, np.linalg.pinv(self.cell)
         self.reference = positions.copy()
+        self._offset, self._expected = np.empty_like(self._steps), np.empty_like(self.reference)
+        self._follow()
+        self.x = positions[self.owner] + self._offset
         self._fill(cell, start, ghost_start, bins, span)
         self.builds += 1
 

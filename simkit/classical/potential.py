@@ -24,8 +24,8 @@ class ClassicalPotential:
     """A sum of classical terms for the atoms of one box.
 
     ``potential(positions, forces)`` fills the forces, as `simkit.integrators.cpu.Integrator` wants it; `evaluate` returns energy and
-    virial besides. Positions need not be wrapped. Neighbor lists are kept between calls, as long as no atom has moved by more than half
-    of the skin. Forces are the same to the last bit for any number of threads.
+    virial besides. Positions need not be wrapped. Neighbor lists are kept between calls, also where the cell changes, as long as no pair
+    can have crossed the skin. Forces are the same to the last bit for any number of threads.
 
     Args:
         terms: what to add up.
@@ -113,8 +113,10 @@ class ClassicalPotential:
             raise ConfigError(f"cell: expected finite vectors [3, 3], found {array.tolist()}")
         self.cell = array
         self._lattice = np.where(self.pbc[:, None], array, 0.0)
-        self._inverse = np.ascontiguousarray(np.linalg.pinv(self._lattice))
-        self._past_builds, self._list = self.builds, None
+        if any(isinstance(term, HarmonicBonds) for term in self.terms):
+            self._inverse = np.ascontiguousarray(np.linalg.pinv(self._lattice))
+        if self._list is not None:
+            self._list.deform(self._lattice)
 
     def __call__(self, positions: Any, forces: Any) -> None:
         """Fill ``forces`` [N, 3] from ``positions`` [N, 3]: float64 arrays or CPU tensors.

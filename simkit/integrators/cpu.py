@@ -202,7 +202,8 @@ class Integrator:
         Args:
             scheme: what to run, such as ``simkit.integrators.get("baoab")``.
             force: fills the forces from the positions, as ``force(positions, forces, *arguments)``. A function compiled by Numba's njit
-                is called from the compiled loop; any other callable from Python, with the arrays as they were given here.
+                is called from the compiled loop; any other callable from Python, with the arrays as they were given here. For a few
+                atoms the call itself counts: ``njit(forceinline=True)`` leaves it out.
             positions, velocities, forces: [N, D] NumPy arrays or CPU tensors, float32 or float64, contiguous; they are changed in place.
             masses: [N], positive; an infinite mass keeps its velocity, so that an atom at rest is frozen.
             offsets: [B + 1], where the atoms of each replica begin, and N; by default all atoms are one replica.

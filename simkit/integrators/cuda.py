@@ -12,7 +12,6 @@ import contextlib
 import math
 import warnings
 from collections.abc import Callable, Iterator
-from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -138,8 +137,7 @@ class Integrator:
             self._heat = self._upload(np.zeros(1), torch.float64) if heat is None else _view(heat.view(-1))
         self._heated = heat is not None
         self._program = Program.of(scheme)
-        self._code: tuple[float, Any] | None = None
-        self._noise: tuple[float, Bath | None, tuple[Any, ...]] | None = None
+        self._kept: dict[str, tuple[np.ndarray, Any]] = {}
 
     def evaluate_forces(self) -> None:
         """Fill the forces from the positions."""
@@ -170,29 +168,29 @@ class Integrator:
                         launch(code, first, last, step, self._width, *self._flat, *noise, self._heat, self._heated)
 
     def _code_for(self, timestep: float) -> Any:
-        """The program on the device, kept until the timestep changes."""
-        if self._code is None or self._code[0] != timestep:
-            p = self._program
-            rows = np.stack([p.codes, timestep * p.coefficients, p.streams, p.later], axis=1)
-            self._code = timestep, self._upload(rows, self._given[0].dtype)
-        return self._code[1]
+        """The program."""
+        p = self._program
+        rows = np.stack([p.codes, timestep * p.coefficients, p.streams, p.later], axis=1)
+        return self._on_device("code", rows, lambda: rows, self._given[0].dtype)
 
     def _noise_for(self, timestep: float, bath: Bath | None) -> tuple[Any, ...]:
-        """Factors, names and key, kept while the bath is the same and made of plain numbers."""
-        if self._noise is not None and self._noise[0] == timestep and self._noise[1] is bath:
-            return self._noise[2]
-        factors, names, key = np.zeros((2, 1, 1)), np.zeros((3, 1), dtype=np.uint32), (0, 0)
+        """Factors, names and key."""
+        factors, names, key = np.zeros((2, 1, 1)), np.zeros(self._replicas, dtype=np.uint32), (0, 0)
         if bath is not None:
-            factors, identities = noise_factors(self.scheme, timestep, bath, self._replicas)
-            names = np.stack([self._atom, identities[self._place], self._place]).astype(np.uint32)
+            factors, names = noise_factors(self.scheme, timestep, bath, self._replicas)
             key = words_of_key(bath.seed)
-        words = (np.uint64(key[0]), np.uint64(key[1]))
-        noise = self._upload(factors, torch.float64), self._upload(names.view(np.int32), torch.int32), *words
-        plain = bath is None or (
-            isinstance(bath.friction, Real) and isinstance(bath.kT, Real) and bath.replicas is None
-        )
-        self._noise = (timestep, bath, noise) if plain else None
-        return noise
+
+        def rows() -> np.ndarray:
+            return np.stack([self._atom, names[self._place], self._place]).astype(np.uint32).view(np.int32)
+
+        on_device = self._on_device("factors", factors, lambda: factors, torch.float64)
+        return on_device, self._on_device("names", names, rows, torch.int32), *map(np.uint64, key)
+
+    def _on_device(self, name: str, key: np.ndarray, array: Callable[[], np.ndarray], dtype: torch.dtype) -> Any:
+        """An array on the device, copied there when its key has changed."""
+        if name not in self._kept or not np.array_equal(self._kept[name][0], key):
+            self._kept[name] = key.copy(), self._upload(array(), dtype)
+        return self._kept[name][1]
 
     def _upload(self, array: np.ndarray, dtype: torch.dtype) -> Any:
         """A copy of an array on the device, as Numba takes it."""

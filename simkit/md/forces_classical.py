@@ -38,6 +38,7 @@ class ClassicalForces:
         self._boxes: list[ClassicalPotential] = []
         self._builds: list[int] = []
         self._parts: list[tuple[NDArray[np.float64], NDArray[np.float64]]] = []
+        self._cells = self._virials = np.empty((0, 3, 3))
 
     def compute(self, state: State, *, energy: bool = True, stress: bool = False) -> None:
         """Fill forces and, where asked for, energies and stress.
@@ -48,25 +49,23 @@ class ClassicalForces:
         """
         if state.positions is not self._bound:
             self._bind(state)
-        if not energy:
-            state.energy.fill_(torch.nan)
         begin_stress(state, stress)
-        volumes = state.volume() if stress else None
+        self._follow_cells(state.cells.numpy())
+        energies, measure = state.energy.numpy(), energy or stress
         for k, (box, (positions, forces)) in enumerate(zip(self._boxes, self._parts, strict=True)):
-            cell = state.cells[k].numpy()
-            if (cell != box.cell).any():
-                box.set_cell(cell)
             try:
-                if not energy and not stress:
-                    box(positions, forces)
+                if measure:
+                    energies[k], self._virials[k] = box.evaluate(positions, forces)
                 else:
-                    state.energy[k], virial = box.evaluate(positions, forces)
-                    if volumes is not None:
-                        state.stress[k] = torch.from_numpy(virial) / -volumes[k]
+                    box(positions, forces)
             except GeometryError as error:
                 raise GeometryError(f"replica {k}: {error}") from error
             if box.builds != self._builds[k]:
                 self._note(state, k)
+        if not energy:
+            energies.fill(np.nan)
+        if stress:
+            torch.div(torch.from_numpy(self._virials), -state.volume()[:, None, None], out=state.stress)
 
     def identity(self) -> str:
         """A hash of the terms with their parameters, species, exclusions and skin."""
@@ -95,7 +94,14 @@ class ClassicalForces:
         for box, part in zip(self._boxes, slices, strict=True):
             box.build_list(places[part].numpy())
         self._builds = [box.builds for box in self._boxes]
+        self._cells, self._virials = np.array([box.cell for box in self._boxes]), np.empty((state.size, 3, 3))
         self._bound = state.positions
+
+    def _follow_cells(self, cells: NDArray[np.float64]) -> None:
+        """Tell the boxes whose cell has changed."""
+        for k in np.flatnonzero((cells != self._cells).any(axis=(1, 2))):
+            self._boxes[k].set_cell(cells[k])
+        self._cells[:] = cells
 
     def _note(self, state: State, k: int) -> None:
         """Keep what the list of a replica was built from."""
