@@ -14,6 +14,7 @@ from simkit.errors import ConfigError, ElementError, GeometryError
 from simkit.files import write_model
 from simkit.graph import AtomGraph
 from simkit.heads import EnergyHead, FeatureEnergyHead, Features, ScalarVectorHead
+from simkit.kernels.orders import Derivatives, promise
 from simkit.properties import DERIVED, KINDS, Properties, head_names, make_head, make_standards
 
 FORMAT = "simkit-potential"
@@ -229,10 +230,14 @@ class Potential(nn.Module):
             vectors = graph.edge_vectors()
             _check_distances(graph, vectors)
             vectors = vectors.to(self.dtype)
+            reach = Derivatives.ALL
             if derivatives and not vectors.requires_grad:
+                # Nobody else can reach these vectors, nor anything at all if all that is returned is detached.
+                reach = Derivatives.TRAINING if differentiable else Derivatives.FORCES
                 vectors.requires_grad_(True)
             result: dict[str, Tensor] = {}
-            features = self._features(graph, species, vectors)
+            with promise(reach):
+                features = self._features(graph, species, vectors)
             with_energy = "energy" in self.heads and (derivatives or "energy" in outputs or "energies" in outputs)
             wanted = {*outputs, "charges"} if with_energy and self.representation.needs_charges else set(outputs)
             if wanted - {"energy", *DERIVED["energy"]}:

@@ -20,6 +20,11 @@ class CosineCutoff(nn.Module):
         """Map distances to weights of the same shape."""
         return 0.5 * (torch.cos(r * (math.pi / self.cutoff)) + 1.0) * (r < self.cutoff).to(r.dtype)
 
+    def slope(self, r: Tensor) -> Tensor:
+        """Return the derivative f'(r)."""
+        k = math.pi / self.cutoff
+        return -0.5 * k * torch.sin(r * k) * (r < self.cutoff).to(r.dtype)
+
 
 class PolynomialCutoff(nn.Module):
     """f(x) = 1 - (p+1)(p+2)/2 x^p + p(p+2) x^(p+1) - p(p+1)/2 x^(p+2) with x = r / rc (Gasteiger et al., ICLR 2020, eq. 8).
@@ -38,8 +43,13 @@ class PolynomialCutoff(nn.Module):
         x, p = (r / self.cutoff).clamp(max=1.0), self.power
         return 1.0 + x**p * (x * (p * (p + 2.0) - 0.5 * p * (p + 1.0) * x) - 0.5 * (p + 1.0) * (p + 2.0))
 
+    def slope(self, r: Tensor) -> Tensor:
+        """Return the derivative f'(r) = -p (p+1) (p+2) / (2 rc) x^(p-1) (1 - x)^2."""
+        x, p = (r / self.cutoff).clamp(max=1.0), self.power
+        return x ** (p - 1) * (1.0 - x).square() * (-0.5 * p * (p + 1.0) * (p + 2.0) / self.cutoff)
 
-def make_cutoff(name: CutoffName, cutoff: float) -> nn.Module:
+
+def make_cutoff(name: CutoffName, cutoff: float) -> CosineCutoff | PolynomialCutoff:
     """Return the cutoff function called ``name``."""
     return CosineCutoff(cutoff) if name == "cosine" else PolynomialCutoff(cutoff)
 
@@ -83,3 +93,9 @@ class GaussianBasis(nn.Module):
     def forward(self, r: Tensor) -> Tensor:
         """Expand distances."""
         return torch.exp(-0.5 * (r.unsqueeze(-1) / self.spacing - self.orders) ** 2)
+
+    def with_slopes(self, r: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the basis and its derivative with respect to r, [E, count] each."""
+        offset = r.unsqueeze(-1) / self.spacing - self.orders
+        values = torch.exp(-0.5 * offset.square())
+        return values, offset * values * (-1.0 / self.spacing)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from numba import config as numba_config
@@ -36,3 +38,15 @@ def task_count(most: int) -> int:
     if tasks > 1:
         set_num_threads(tasks)
     return tasks
+
+
+def run_tasks(run: Callable[[int], None], tasks: int) -> None:
+    """Call ``run(0)`` to ``run(tasks - 1)``, each in a thread of its own, for compiled code that lets go of Python's lock.
+
+    Numba's own parallel loops take no nested tuples, and are compiled twice where one task should need no threads.
+    """
+    if tasks == 1:
+        run(0)
+        return
+    with ThreadPoolExecutor(tasks) as pool:
+        list(pool.map(run, range(tasks)))
