@@ -79,6 +79,17 @@ class LennardJonesParticles(System):
         """U(c)."""
         self._first, self._second = torch.triu_indices(particles, particles, 1)
 
+    def surroundings(self) -> dict[str, Any]:
+        """Return what a model of particles is told: dimensions, box, cutoff, masses, and sigma as the distance of close contact."""
+        box = (self.box,) * self.dimensions
+        return {
+            "dimensions": self.dimensions,
+            "box": box,
+            "cutoff": self.cutoff,
+            "masses": (self.mass,),
+            "contact": self.sigma,
+        }
+
     def mass_matrix(self, q: Tensor) -> Tensor:
         return torch.diag_embed(torch.full_like(q, self.mass))
 
