@@ -173,6 +173,19 @@ def load_npz(path: str | os.PathLike[str], *, window: int = 7, degree: int = 3) 
     return with_derivatives(data, window=window, degree=degree)
 
 
+def load(path: str | os.PathLike[str]) -> Trajectories:
+    """Read trajectories with `load_csv` or `load_npz`, as the name of the file ends.
+
+    Raises:
+        DataError: if it ends otherwise, or the file is missing or malformed.
+    """
+    readers = {".csv": load_csv, ".npz": load_npz}
+    suffix = Path(path).suffix.lower()
+    if suffix not in readers:
+        raise DataError(f"trajectories are read from .csv and .npz files; found {path}")
+    return readers[suffix](path)
+
+
 def load_real_pendulum(
     path: str | os.PathLike[str], *, derivatives: Literal["forward", "polynomial"] = "forward"
 ) -> Trajectories:

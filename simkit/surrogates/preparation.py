@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from simkit.errors import ConfigError, DataError
 from simkit.surrogates import models, systems
-from simkit.surrogates.loaders import load_csv, load_npz, load_real_pendulum, real_pendulum_split, with_derivatives
+from simkit.surrogates.loaders import load, load_real_pendulum, real_pendulum_split, with_derivatives
 from simkit.surrogates.models.base import DynamicsModel
 from simkit.surrogates.objectives import ObjectiveOptions
 from simkit.surrogates.recipe import MotionData, SurrogateRecipe
@@ -52,6 +51,8 @@ def open_data(options: MotionData) -> MotionParts:
 def _from_system(options: MotionData) -> MotionParts:
     system = systems.build_any(str(options.system), options.parameters)
     plan = system.resolve(options.protocol)
+    if not options.protocol_noise:
+        plan = replace(plan, noise=0.0)
     if isinstance(system, System):
         whole = system.generate(plan, options.seed, coordinates=options.coordinates)
     else:
@@ -64,14 +65,7 @@ def _from_system(options: MotionData) -> MotionParts:
 
 
 def _from_files(options: MotionData) -> MotionParts:
-    readers = {".csv": load_csv, ".npz": load_npz}
-    found = []
-    for name in options.files or []:
-        suffix = Path(name).suffix.lower()
-        if suffix not in readers:
-            raise DataError(f"trajectories are read from .csv and .npz files; found {name}")
-        found.append(readers[suffix](name))
-    data = concatenate(found)
+    data = concatenate([load(name) for name in options.files or []])
     if len(data) == 1:
         return _split_in_time(data, options)
     count = len(data)

@@ -14,7 +14,7 @@ from simkit.files import ensure_output_dir, write_json
 from simkit.surrogates import models, systems
 from simkit.surrogates.evaluation import Evaluation, evaluate
 from simkit.surrogates.files import load
-from simkit.surrogates.loaders import load_csv, load_npz
+from simkit.surrogates.loaders import load as load_trajectories
 from simkit.surrogates.models.base import DynamicsModel
 from simkit.surrogates.samples import STATES
 from simkit.surrogates.systems.base import System
@@ -111,7 +111,7 @@ def rollout_model(
     if (folder / ROLLOUT).exists() and not overwrite:
         raise OutputError(f"{folder} already holds a rollout; add --overwrite to replace it, or choose another folder")
     system = _system(model)
-    test = _read(start.file) if start.file is not None else _draw(model, system, start)
+    test = load_trajectories(start.file) if start.file is not None else _draw(model, system, start)
     found = evaluate(model, test, system, method=method, timestep=timestep)
     if found.rollouts is None:
         raise DataError("the trajectories to start from must have at least two points; found one")
@@ -129,16 +129,9 @@ def rollout_model(
 def _system(model: DynamicsModel) -> System | None:
     """The system that a model was trained on, if it is a known one."""
     name = model.info.get("system")
-    if name not in systems.REGISTRY:
+    if not isinstance(name, str) or name not in systems.REGISTRY:
         return None
     return systems.build(name, model.info.get("parameters", {}))
-
-
-def _read(path: Path) -> Trajectories:
-    readers = {".csv": load_csv, ".npz": load_npz}
-    if path.suffix.lower() not in readers:
-        raise DataError(f"trajectories are read from .csv and .npz files; found {path}")
-    return readers[path.suffix.lower()](path)
 
 
 def _draw(model: DynamicsModel, system: System | None, start: Start) -> Trajectories:

@@ -32,7 +32,7 @@ from simkit.workflows.surrogate_plots import write_rollout_plots
 
 MODEL, RECIPE, METRICS, CURVE = "model.safetensors", "recipe.yaml", "metrics.json", "learning_curve.png"
 # What may change between the parts of a resumed training.
-_FREE = {"training": {"max_minutes", "checkpoint_minutes", "device", "tensorboard"}, "rollout": True}
+_FREE: Any = {"training": {"max_minutes", "checkpoint_minutes", "device", "tensorboard"}, "rollout": True}
 
 Echo = Callable[[str], None]
 
@@ -141,7 +141,8 @@ def _times(data: Trajectories, duration: float) -> NDArray[np.float64]:
     """Times from 0 to about the duration, as far apart as the first two points of the data."""
     times = data.times.reshape(-1, data.times.shape[-1])[0]
     step = float(times[1] - times[0])
-    return np.arange(round(duration / step) + 1) * step
+    points = np.arange(round(duration / step) + 1, dtype=np.float64)
+    return points * step
 
 
 def _identity(recipe: SurrogateRecipe, parts: MotionParts) -> str:

@@ -21,6 +21,8 @@ REGISTRY: dict[str, tuple[str, str]] = {
     "chnn": (f"{_MODELS}.constrained", "ConstrainedHamiltonianNetwork"),
     "clnn": (f"{_MODELS}.constrained", "ConstrainedLagrangianNetwork"),
     "delan": (f"{_MODELS}.delan", "DeepLagrangianNetwork"),
+    "graph-network": (f"{_MODELS}.graph_network", "HamiltonianGraphNetwork"),
+    "graph-network-simulator": (f"{_MODELS}.graph_network", "GraphNetworkSimulator"),
     "hnn": (f"{_MODELS}.hamiltonian", "HamiltonianNetwork"),
     "lnn": (f"{_MODELS}.lagrangian", "LagrangianNetwork"),
     "neural-ode": (f"{_MODELS}.neural_ode", "NeuralODE"),
@@ -57,7 +59,7 @@ def build(
 
     Args:
         name: one of `available`.
-        dof: D, half the size of the state.
+        dof: D, half the size of the state, or all of it for models of first order.
         dtype: of the weights and states, "float32" or "float64".
         seed: of the random weights; the global random state is left alone.
         info: free-form description kept in the model file.

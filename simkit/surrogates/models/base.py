@@ -14,14 +14,20 @@ from simkit.surrogates.methods.rattle import Constrained
 from simkit.surrogates.methods.splitting import Quadratic, Separable
 from simkit.surrogates.rollout import RolloutGradient, rollout
 
-Coordinates = Literal["canonical", "velocity"]
+Coordinates = Literal["canonical", "velocity", "first-order"]
+_SECOND = {
+    "canonical": "coordinates and momenta",
+    "velocity": "coordinates and velocities",
+    "first-order": "coordinates",
+}
 
 
 class DynamicsModel(nn.Module):
     """A model of d state/dt for D degrees of freedom.
 
     The state [..., 2D] is coordinates and momenta (q, p) where ``coordinates`` is "canonical", coordinates and velocities (q, v) where
-    it is "velocity". Units are those of the training data. Subclasses define `derivative`, and the rest where they have it.
+    it is "velocity". Where it is "first-order" the state is q alone, [..., D]. Units are those of the training data. Subclasses define
+    `derivative`, and the rest where they have it.
 
     Attributes:
         name: registered name; set by `simkit.surrogates.models.build`, with ``options`` and ``info``, for the file.
@@ -67,6 +73,11 @@ class DynamicsModel(nn.Module):
         return None
 
     @property
+    def state_size(self) -> int:
+        """The number of components of a state: 2D, or D for models of first order."""
+        return self.dof if self.coordinates == "first-order" else 2 * self.dof
+
+    @property
     def default_method(self) -> str:
         """The method of rollouts where none is named."""
         if self.constrained() is not None:
@@ -109,16 +120,15 @@ class DynamicsModel(nn.Module):
         }
 
     def check_state(self, state: Tensor) -> None:
-        """Raise ConfigError unless the state is [..., 2D] in the dtype of the weights."""
-        if state.dim() < 1 or state.shape[-1] != 2 * self.dof or state.dtype != self.dtype:
-            second = "momenta" if self.coordinates == "canonical" else "velocities"
+        """Raise ConfigError unless the state is [..., 2D] ([..., D] for models of first order) in the dtype of the weights."""
+        if state.dim() < 1 or state.shape[-1] != self.state_size or state.dtype != self.dtype:
             raise ConfigError(
-                f"the state must be coordinates and {second} [..., {2 * self.dof}] in {self.dtype}; found "
+                f"the state must be {_SECOND[self.coordinates]} [..., {self.state_size}] in {self.dtype}; found "
                 f"{list(state.shape)} {state.dtype}"
             )
 
-    def split(self, state: Tensor, control: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return the two halves of the state, having checked it and the control.
+    def parts(self, state: Tensor, control: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Return the two halves of the state, or the whole for models of first order, having checked it and the control.
 
         Raises:
             ConfigError: if a shape or dtype is not the model's.
@@ -129,5 +139,9 @@ class DynamicsModel(nn.Module):
             found = "none" if control is None else str(list(control.shape))
             wanted = f"a control {list(expected)}" if self.controls else "no control"
             raise ConfigError(f"this model takes {wanted}; found {found}")
-        first, second = state.chunk(2, dim=-1)
+        return (state,) if self.coordinates == "first-order" else state.chunk(2, dim=-1)
+
+    def split(self, state: Tensor, control: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return the two halves of the state of a model of second order; errors as for `parts`."""
+        first, second = self.parts(state, control)
         return first, second

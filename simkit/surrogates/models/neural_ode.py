@@ -9,17 +9,22 @@ from __future__ import annotations
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
+from simkit.errors import ConfigError
 from simkit.surrogates.models.base import Coordinates, DynamicsModel
+from simkit.surrogates.models.convolution import ConvolutionOptions, PeriodicConvolution
 from simkit.surrogates.models.network import CoordinateNetwork, NetworkOptions
 
 
-class NeuralODEOptions(NetworkOptions):
+class NeuralODEOptions(ConvolutionOptions):
     """Options of a neural ODE."""
 
-    coordinates: Coordinates = Field("canonical", description="whether the state is (q, p) or (q, v)")
+    coordinates: Coordinates = Field("canonical", description="whether the state is (q, p), (q, v) or q alone")
     controls: int = Field(0, ge=0, description="number of inputs u")
+    fields: int = Field(
+        0, ge=0, description="the state q is so many fields on a square periodic grid, and the network a convolution"
+    )
 
 
 class NeuralODE(DynamicsModel):
@@ -29,12 +34,21 @@ class NeuralODE(DynamicsModel):
         super().__init__(dof)
         self.coordinates = options.coordinates
         self.controls = options.controls
-        self.network = CoordinateNetwork(dof, 2 * dof, options, more=dof + options.controls)
+        if options.fields and (options.controls or options.coordinates != "first-order"):
+            raise ConfigError(
+                "fields are states of first order without controls; give coordinates=first-order and controls=0, or leave out fields"
+            )
+        more = self.state_size - dof + options.controls
+        self.network: nn.Module = (
+            PeriodicConvolution(options.fields, dof, options)
+            if options.fields
+            else CoordinateNetwork(dof, self.state_size, options, more=more)
+        )
 
     def derivative(self, t: float, state: Tensor, control: Tensor | None = None) -> Tensor:
         """Return the network's output; see `DynamicsModel`."""
-        q, second = self.split(state, control)
-        return self.network(q, second, *([] if control is None else [control]))
+        found: Tensor = self.network(*self.parts(state, control), *([] if control is None else [control]))
+        return found
 
 
 class SecondOrderNeuralODEOptions(NetworkOptions):
