@@ -103,6 +103,16 @@ def test_trajectories_of_ones_own(tmp_path: Path) -> None:
     assert "--initial FILE" in error
 
 
+def test_polishing_takes_the_error_further_down(tmp_path: Path) -> None:
+    settings = ["--set", "data.protocol_noise=false", "--set", "training.precision=float64", *FAST]
+    errors = []
+    for iterations in (0, 100):
+        folder = tmp_path / str(iterations)
+        assert run("train", "--system", "spring", *settings, "--set", f"polish={iterations}", "-o", folder)[0] == 0
+        errors.append(json.loads((folder / "metrics.json").read_text())["test"]["derivative_mse"])
+    assert errors[1] < 1e-2 * errors[0]
+
+
 def test_a_comparison_goes_on_where_it_was(tmp_path: Path) -> None:
     arguments = ["compare", "--system", "spring", *FAST, "--models", "hnn,neural-ode", "-o", tmp_path]
     assert run(*arguments, "--seeds", 1)[0] == 0

@@ -23,20 +23,33 @@ CASES: dict[str, tuple[str, int, dict[str, Any]]] = {
     "hnn-separable": ("hnn", 2, {"form": "separable"}),
     "hnn-constant-mass": ("hnn", 2, {"form": "mechanical"}),
     "hnn-mass": ("hnn", 2, {"form": "mechanical", "mass": "network", "angles": [0, 1]}),
+    "hnn-jacobian": ("hnn", 2, {"form": "mechanical", "mass": "jacobian", "angles": [0], "skip": True}),
     "symoden": ("symoden", 2, {"controls": 1}),
     "symoden-isolated": ("symoden", 2, {"friction": "none"}),
     "lnn": ("lnn", 2, {"angles": [0]}),
     "delan": ("delan", 2, {}),
     "delan-port": ("delan", 2, {"friction": "network", "controls": 2, "control_matrix": "network"}),
     "delan-constant-mass": ("delan", 2, {"mass": "constant"}),
+    "delan-jacobian": ("delan", 2, {"mass": "jacobian", "angles": [0, 1], "skip": True}),
     "neural-ode": ("neural-ode", 2, {"controls": 1}),
     "neural-ode-2": ("neural-ode-2", 2, {"controls": 1}),
+    "neural-ode-first-order": ("neural-ode", 3, {"controls": 1, "coordinates": "first-order"}),
+    "neural-ode-fields": ("neural-ode", 18, {"coordinates": "first-order", "fields": 2}),
     "aphynity": ("aphynity", 2, {"physics": "damped-pendulum"}),
+    "aphynity-alone": ("aphynity", 2, {"physics": "damped-pendulum", "residual": False}),
+    "aphynity-fields": ("aphynity", 18, {"physics": "reaction-diffusion"}),
     "chnn": ("chnn", 4, LINKS),
     "clnn": ("clnn", 4, LINKS),
+    "graph-network": ("graph-network", 4, {"contact": 0.2}),
+    "graph-network-masses": (
+        "graph-network",
+        4,
+        {"contact": 0.2, "species": [0, 1], "masses": [1, 2], "learn_masses": True},
+    ),
+    "graph-network-simulator": ("graph-network-simulator", 4, {"contact": 0.2, "velocities": True}),
 }
 HAMILTONIAN = [name for name in CASES if name.startswith("hnn")] + ["symoden-isolated"]
-CONSERVATIVE = [*HAMILTONIAN, "lnn", "delan", "delan-constant-mass", "chnn", "clnn"]
+CONSERVATIVE = [*HAMILTONIAN, "lnn", "delan", "delan-constant-mass", "delan-jacobian", "chnn", "clnn"]
 DISSIPATIVE = ["symoden", "delan-port"]
 
 
@@ -53,7 +66,7 @@ def make(case: str, dtype: str = "float64", seed: int = 3) -> DynamicsModel:
 def states(model: DynamicsModel, *batch: int) -> Tensor:
     """Random states; those of constrained models are on the manifold."""
     generator = torch.Generator().manual_seed(4)
-    raw = torch.randn(*batch, 2 * model.dof, generator=generator, dtype=torch.float64)
+    raw = torch.randn(*batch, model.state_size, generator=generator, dtype=torch.float64)
     if model.constrained() is None:
         return raw.to(model.dtype)
     first, second, v = raw[..., :1], raw[..., 1:2], raw[..., 4:]
@@ -103,7 +116,7 @@ def test_the_derivative_is_the_symplectic_gradient_of_the_energy(case: str) -> N
     torch.testing.assert_close(model.derivative(0.0, state), expected, rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("case", ["lnn", "delan", "delan-constant-mass", "delan-port"])
+@pytest.mark.parametrize("case", ["lnn", "delan", "delan-constant-mass", "delan-jacobian", "delan-port"])
 def test_the_euler_lagrange_equation_holds(case: str) -> None:
     """d/dt dL/dv - dL/dq is the force of the port, with every derivative of L by differences."""
     model: Any = make(case)
@@ -201,7 +214,7 @@ def test_any_batch_dimensions(case: str) -> None:
     times = torch.tensor([0.0, 0.05, 0.1])
     controls = None if control is None else control.expand(3, *control.shape)
     frames = model.rollout(state, times, controls=controls)
-    assert frames.shape == (3, 2, 3, 2 * model.dof)
+    assert frames.shape == (3, 2, 3, model.state_size)
     lone = model.rollout(state[1, 2], times, controls=None if controls is None else controls[:, 1, 2])
     torch.testing.assert_close(frames[:, 1, 2], lone)
 

@@ -217,8 +217,7 @@ def test_the_period_of_the_pendulum(kind: str) -> None:
     elif kind == "delan":
         model.mechanics.potential = Cosine()
     else:
-        for parameter in model.residual_network.parameters():
-            nn.init.zeros_(parameter)
+        nn.init.constant_(model.physics.raw["frequency"], math.log(math.expm1(1.0)))
     amplitude = 2.0
     period = 4 * float(ellipk(math.sin(amplitude / 2) ** 2))
     state = torch.tensor([amplitude, 0.0], dtype=F64)
@@ -253,8 +252,10 @@ def test_the_residual_adds_to_the_physics() -> None:
     model: Any = build("aphynity", 2, dtype="float64", physics="damped-pendulum")
     state = torch.tensor([0.3, -1.2, 0.7, 0.1], dtype=F64)
     parameters = {name: float(value.detach()) for name, value in model.physics.parameters_by_name().items()}
-    assert parameters == {"frequency": pytest.approx(1.0), "damping": pytest.approx(0.1)}
-    known = [0.7, 0.1, -math.sin(0.3) - 0.07, math.sin(1.2) - 0.01]
+    assert parameters == {"frequency": pytest.approx(math.sqrt(0.2)), "friction": pytest.approx(0.1)}
+    known = [0.7, 0.1, -0.2 * math.sin(0.3) - 0.07, 0.2 * math.sin(1.2) - 0.01]
+    assert not model.residual(state).any()
+    torch.nn.init.ones_(model.residual_network.layers[-1].weight)
     rest = model.derivative(0.0, state) - model.residual(state)
     torch.testing.assert_close(rest.detach(), torch.tensor(known, dtype=F64), rtol=1e-6, atol=1e-6)
     assert float(model.residual(state).detach().norm()) > 1e-2

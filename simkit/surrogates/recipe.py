@@ -83,6 +83,9 @@ class SurrogateRecipe(Options):
     model: MotionModel = MotionModel()
     objective: ObjectiveOptions = ObjectiveOptions()
     training: TrainingOptions = TrainingOptions(epochs=1000, batch_size=200, evaluation_batch_size=10_000)
+    polish: int = Field(
+        0, ge=0, description="iterations of L-BFGS on all samples after the training; for noise-free data, in float64"
+    )
     rollout: RolloutOptions = RolloutOptions()
 
     @model_validator(mode="before")

@@ -88,7 +88,7 @@ def rollout(
     name = model.default_method if method is None else method
     _check(model, name, gradient)
     model.check_state(state)
-    moments = _moments(times)
+    moments = moments_of(times)
     frames = _controls(model, controls, state, len(moments))
     if name in ADAPTIVE:
         return _adaptive(model, state, times, frames, name, rtol, atol, gradient)
@@ -99,7 +99,7 @@ def rollout(
     inner = stepper.start(state)
     states = [stepper.read(inner)]
     for frame, (t, following) in enumerate(zip(moments, moments[1:], strict=False)):
-        steps = 1 if timestep is None else _steps(following - t, timestep)
+        steps = 1 if timestep is None else step_count(following - t, timestep)
         control, h = None if frames is None else frames[frame], (following - t) / steps
         if gradient == "reversible" and not isinstance(stepper, QuadraticSplitting):
             inner = retraced(stepper, weights, inner, control, t, h, steps)
@@ -121,7 +121,7 @@ def _check(model: DynamicsModel, method: str, gradient: str) -> None:
         raise ConfigError(f"the gradient of {method} must be one of {', '.join(allowed)}; found {gradient!r}")
 
 
-def _moments(times: Tensor) -> list[float]:
+def moments_of(times: Tensor) -> list[float]:
     """Return the times as numbers, having checked them."""
     moments = [float(t) for t in times.detach().reshape(-1).tolist()]
     steps = [b - a for a, b in zip(moments, moments[1:], strict=False)]
@@ -133,7 +133,8 @@ def _moments(times: Tensor) -> list[float]:
     return moments
 
 
-def _steps(interval: float, timestep: float) -> int:
+def step_count(interval: float, timestep: float) -> int:
+    """Return into how many steps of at most a given length an interval is cut."""
     if not 0 < timestep < math.inf:
         raise ConfigError(f"the timestep must be a positive number; found {timestep}")
     return max(1, math.ceil(abs(interval) / timestep * (1 - 1e-9)))  # 0.3/0.1 is three steps, whatever rounding says

@@ -22,6 +22,7 @@ from simkit.surrogates.metrics import parameter_error
 from simkit.surrogates.models.aphynity import APHYNITY
 from simkit.surrogates.models.base import DynamicsModel
 from simkit.surrogates.objectives import MotionObjective, Trainee
+from simkit.surrogates.polish import polish
 from simkit.surrogates.preparation import MotionParts, build_model, make_samples, open_data
 from simkit.surrogates.recipe import SurrogateRecipe
 from simkit.surrogates.trajectories import Trajectories
@@ -79,9 +80,10 @@ def train_surrogate(
     if not resuming:
         write_text(folder / RECIPE, recipe.to_yaml())
     echo(f"{model.name}: {model.num_parameters} parameters, {len(train)} samples of {train.states.shape[1]} states")
+    trainee, objective = Trainee(model, recipe.objective.fit_weight), MotionObjective(recipe.objective, seed)
     result = fit(
-        Trainee(model, recipe.objective.fit_weight),
-        MotionObjective(recipe.objective, seed),
+        trainee,
+        objective,
         train,
         valid,
         recipe.training,
@@ -90,7 +92,10 @@ def train_surrogate(
         identity=_identity(recipe, parts),
         on_epoch=_epoch_printer(recipe.training.epochs, echo),
     )
-    model.to("cpu")
+    trainee.to("cpu")
+    if recipe.polish:
+        loss = polish(trainee, objective, train, recipe.polish)
+        echo(f"after L-BFGS: loss {loss:.3g} on all training samples")
     return SurrogateReport(folder, model, parts, _finish(recipe, model, parts, result, folder))
 
 

@@ -12,6 +12,8 @@ On the manifold they are the same motion, which `simkit.surrogates.methods.rattl
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -22,7 +24,7 @@ from simkit.surrogates.derivatives import gradients
 from simkit.surrogates.methods.rattle import Constrained
 from simkit.surrogates.models.base import DynamicsModel
 from simkit.surrogates.models.constraints import DistanceConstraints
-from simkit.surrogates.models.matrices import times
+from simkit.surrogates.models.matrices import solve, times
 from simkit.surrogates.models.network import NetworkOptions, ScalarNetwork
 
 
@@ -66,7 +68,8 @@ class _Points(DynamicsModel):
 
     def constrained(self) -> Constrained:
         """Return masses, potential and constraints."""
-        return Constrained(self.masses, self.potential, self.constraints, self.constraints.jacobian, self.coordinates)
+        kind: Literal["canonical", "velocity"] = "velocity" if self.coordinates == "velocity" else "canonical"
+        return Constrained(self.masses, self.potential, self.constraints, self.constraints.jacobian, kind)
 
 
 class ConstrainedHamiltonianNetwork(_Points):
@@ -75,13 +78,18 @@ class ConstrainedHamiltonianNetwork(_Points):
     def derivative(self, t: float, state: Tensor, control: Tensor | None = None) -> Tensor:
         """Return (x', p'); see `DynamicsModel`."""
         x, p = self.split(state, control)
-        velocity, normal = p / self.masses(), self.constraints.jacobian(x)
-        free = torch.cat([velocity, -gradients(self.potential, x)[0]], dim=-1)
-        rates = torch.cat([self.constraints.jacobian(velocity), normal / self.masses()], dim=-1)
-        both = torch.cat([torch.cat([normal, torch.zeros_like(normal)], dim=-1), rates], dim=-2)  # dPsi, [..., 2C, 2D]
-        turned = torch.cat([both[..., self.dof :], -both[..., : self.dof]], dim=-1)  # the rows of (J dPsi^T)^T
-        multipliers = torch.linalg.solve(both @ turned.mT, -times(both, free).unsqueeze(-1)).squeeze(-1)
-        return free + times(turned.mT, multipliers)
+        masses = self.masses()
+        velocity, force = p / masses, -gradients(self.potential, x)[0]
+        normal, turning = self.constraints.jacobian(x), self.constraints.jacobian(velocity)  # G and d(G M^-1 p)/dx
+        weighted = normal / masses
+        # dPsi J dPsi^T is [[0, S], [-S, A]] with S = G M^-1 G^T: two systems of half the size with one matrix. The multipliers of G M^-1 p
+        # turn the velocity, and vanish where it is tangent.
+        matrix = normal @ weighted.mT
+        rates = solve(matrix, -times(normal, velocity))
+        correction = times(weighted.mT, rates)
+        swing = times(turning.mT, rates)
+        forces = solve(matrix, times(turning, velocity + correction) + times(weighted, force - swing))
+        return torch.cat([velocity + correction, force - swing - times(normal.mT, forces)], dim=-1)
 
     def energy(self, state: Tensor) -> Tensor:
         """Return p M^-1 p/2 + V [...]."""
@@ -101,7 +109,7 @@ class ConstrainedLagrangianNetwork(_Points):
         free = -gradients(self.potential, x)[0] / masses
         weighted = normal / masses
         wanted = times(normal, free) + times(self.constraints.jacobian(v), v)
-        multipliers = torch.linalg.solve(normal @ weighted.mT, -wanted.unsqueeze(-1)).squeeze(-1)
+        multipliers = solve(normal @ weighted.mT, -wanted)
         return torch.cat([v, free + times(weighted.mT, multipliers)], dim=-1)
 
     def energy(self, state: Tensor) -> Tensor:

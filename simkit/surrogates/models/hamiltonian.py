@@ -12,11 +12,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from simkit.surrogates.derivatives import gradients
 from simkit.surrogates.methods.splitting import Quadratic, Separable
 from simkit.surrogates.models.base import DynamicsModel
-from simkit.surrogates.models.energies import GeneralEnergy, MechanicalEnergy, SeparableEnergy
-from simkit.surrogates.models.matrices import Dependence
+from simkit.surrogates.models.energies import GeneralEnergy, MechanicalEnergy, SeparableEnergy, energy_gradients
+from simkit.surrogates.models.matrices import CholeskyFactor, MassDependence
 from simkit.surrogates.models.network import NetworkOptions
 
 
@@ -26,7 +25,10 @@ class HamiltonianNetworkOptions(NetworkOptions):
     form: Literal["general", "separable", "mechanical"] = Field(
         "general", description="H(q, p), T(p) + V(q), or p^T M^-1 p/2 + V(q)"
     )
-    mass: Dependence = Field("constant", description="of the mechanical form: whether M depends on the coordinates")
+    mass: MassDependence = Field(
+        "constant",
+        description="of the mechanical form: M is constant, its Cholesky factor is a network, or M = J^T J with a network J",
+    )
 
 
 class HamiltonianNetwork(DynamicsModel):
@@ -50,7 +52,7 @@ class HamiltonianNetwork(DynamicsModel):
     def derivative(self, t: float, state: Tensor, control: Tensor | None = None) -> Tensor:
         """Return (dH/dp, -dH/dq); see `DynamicsModel`."""
         q, p = self.split(state, control)
-        to_q, to_p = gradients(self.hamiltonian, q, p)
+        to_q, to_p = energy_gradients(self.hamiltonian, q, p)
         return torch.cat([to_p, -to_q], dim=-1)
 
     def energy(self, state: Tensor) -> Tensor:
@@ -63,5 +65,10 @@ class HamiltonianNetwork(DynamicsModel):
         if isinstance(hamiltonian, SeparableEnergy):
             return Separable(hamiltonian.kinetic, hamiltonian.potential)
         if isinstance(hamiltonian, MechanicalEnergy) and self.constant_mass:
-            return Quadratic(hamiltonian.mass_factor.constant, hamiltonian.potential, "canonical")
+            factor = hamiltonian.mass_factor
+            return (
+                Quadratic(factor.constant, hamiltonian.potential, "canonical")
+                if isinstance(factor, CholeskyFactor)
+                else None
+            )
         return None

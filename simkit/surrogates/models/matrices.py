@@ -11,6 +11,7 @@ from simkit.initialization import softplus_inverse
 from simkit.surrogates.models.network import CoordinateNetwork, NetworkOptions
 
 Dependence = Literal["constant", "network"]
+MassDependence = Literal["constant", "network", "jacobian"]
 DIAGONAL_FLOOR = 1e-3
 """The smallest diagonal entry of a Cholesky factor, so that the matrix stays invertible."""
 
@@ -26,6 +27,13 @@ class Table(nn.Module):
     def forward(self, q: Tensor) -> Tensor:
         """Return [..., outputs], [outputs] where they are constant."""
         return self.constant if self.network is None else self.constant + self.network(q)
+
+    def along(self, q: Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the numbers and their derivatives in time, where q' = rate."""
+        if self.network is None:
+            return self.constant, torch.zeros_like(self.constant)
+        value, moved = self.network.along(q, rate)
+        return self.constant + value, moved
 
 
 class CholeskyFactor(nn.Module):
@@ -56,7 +64,16 @@ class CholeskyFactor(nn.Module):
     def forward(self, q: Tensor) -> Tensor:
         """Return L [..., D, D], or [D, D] where it is constant, of coordinates [..., D]."""
         numbers = self.table(q)
-        diagonal = nn.functional.softplus(numbers[..., : self.dof]) + self.floor
+        return self._matrix(nn.functional.softplus(numbers[..., : self.dof]) + self.floor, numbers)
+
+    def along(self, q: Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:
+        """Return L and its derivative in time, where q' = rate."""
+        numbers, moved = self.table.along(q, rate)
+        raw = numbers[..., : self.dof]
+        factor = self._matrix(nn.functional.softplus(raw) + self.floor, numbers)
+        return factor, self._matrix(raw.sigmoid() * moved[..., : self.dof], moved)
+
+    def _matrix(self, diagonal: Tensor, numbers: Tensor) -> Tensor:
         zero = torch.zeros_like(diagonal[..., :1])
         entries = torch.cat([diagonal, numbers[..., self.dof :], zero], dim=-1)
         return entries.index_select(-1, self.places).unflatten(-1, (self.dof, self.dof))
@@ -64,6 +81,35 @@ class CholeskyFactor(nn.Module):
     def constant(self) -> Tensor:
         """Return L [D, D] of a constant matrix."""
         return self(self.table.constant)
+
+
+class JacobianFactor(nn.Module):
+    """The factor (J^T, floor) [D, 3 D] of a mass matrix J^T J + floor^2, with a network J(q) [2 D, D]. J starts as the unit matrix.
+
+    The kinetic energy is that of D points in a plane whose velocities are J v: J is then linear in the cosines and sines of angles,
+    where a Cholesky factor is not.
+    """
+
+    def __init__(self, dof: int, options: NetworkOptions) -> None:
+        super().__init__()
+        self.dof = dof
+        self.table = Table(dof, 2 * dof * dof, "network", options)
+        with torch.no_grad():
+            self.table.constant.copy_(torch.eye(dof, 2 * dof).reshape(-1))
+
+    def forward(self, q: Tensor) -> Tensor:
+        """Return the factor [..., D, 3 D] of coordinates [..., D]."""
+        return self._matrix(self.table(q), DIAGONAL_FLOOR)
+
+    def along(self, q: Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the factor and its derivative in time, where q' = rate."""
+        numbers, moved = self.table.along(q, rate)
+        return self._matrix(numbers, DIAGONAL_FLOOR), self._matrix(moved, 0.0)
+
+    def _matrix(self, numbers: Tensor, floor: float) -> Tensor:
+        transposed = numbers.unflatten(-1, (self.dof, 2 * self.dof))
+        unit = torch.eye(self.dof, dtype=numbers.dtype, device=numbers.device)
+        return torch.cat([transposed, (floor * unit).expand(*numbers.shape[:-1], self.dof, self.dof)], dim=-1)
 
 
 class Port(nn.Module):
@@ -108,3 +154,13 @@ class Port(nn.Module):
 def times(matrix: Tensor, vector: Tensor) -> Tensor:
     """Return the product of matrices [..., n, m] and vectors [..., m]."""
     return (matrix @ vector.unsqueeze(-1)).squeeze(-1)
+
+
+def gram(factor: Tensor) -> Tensor:
+    """Return F F^T [..., n, n] for a factor F [..., n, k]."""
+    return factor @ factor.mT
+
+
+def solve(matrix: Tensor, vector: Tensor) -> Tensor:
+    """Return the solution of matrix x = vector [..., n], for matrices [..., n, n]."""
+    return torch.linalg.solve(matrix, vector.unsqueeze(-1)).squeeze(-1)

@@ -16,17 +16,16 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from simkit.surrogates.derivatives import gradients
 from simkit.surrogates.models.base import DynamicsModel
-from simkit.surrogates.models.energies import MechanicalEnergy
-from simkit.surrogates.models.matrices import Dependence, Port
+from simkit.surrogates.models.energies import MechanicalEnergy, energy_gradients
+from simkit.surrogates.models.matrices import Dependence, MassDependence, Port
 from simkit.surrogates.models.network import NetworkOptions
 
 
 class SymODENOptions(NetworkOptions):
     """Options of a port-Hamiltonian network."""
 
-    mass: Dependence = "network"
+    mass: MassDependence = "network"
     friction: Literal["none", "constant", "network"] = "network"
     controls: int = Field(0, ge=0, description="number of inputs u")
     control_matrix: Dependence = Field("network", description="whether G depends on the coordinates")
@@ -49,7 +48,7 @@ class SymODEN(DynamicsModel):
     def derivative(self, t: float, state: Tensor, control: Tensor | None = None) -> Tensor:
         """Return (q', p'); see `DynamicsModel`."""
         q, p = self.split(state, control)
-        to_q, velocity = gradients(self.hamiltonian, q, p)
+        to_q, velocity = energy_gradients(self.hamiltonian, q, p)
         return torch.cat([velocity, self.port(q, velocity, control) - to_q], dim=-1)
 
     def energy(self, state: Tensor) -> Tensor:

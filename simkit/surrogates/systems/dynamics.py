@@ -14,6 +14,7 @@ from torch import Tensor
 
 from simkit.config import nearest
 from simkit.errors import ConfigError, DataError
+from simkit.surrogates.systems.ensembles import fixed_steps
 from simkit.surrogates.systems.integration import bulirsch_stoer, compiled_field, dop853
 from simkit.surrogates.systems.protocol import Protocol
 from simkit.surrogates.trajectories import Trajectories
@@ -93,6 +94,22 @@ class Dynamics(ABC):
         if method == "dop853":
             return dop853(field, parameters, states, times)
         return bulirsch_stoer(field, parameters, states, times, rtol=self.tolerance, atol=self.tolerance)
+
+    def ensemble(self, states: Array, times: Array, method: str = "rk4", timestep: float | None = None) -> Array:
+        """Return the states of many trajectories at given times, [S, T, N], by steps of a fixed length.
+
+        Args:
+            states: at the first time, [S, N].
+            times: [T], increasing or decreasing.
+            method: "rk4", or one of the schemes of `simkit.integrators` without noise where the system is separable.
+            timestep: the longest step; each interval is cut into equal ones. One step each where not given.
+
+        Raises:
+            ConfigError: if method or timestep do not suit.
+        """
+        if method != "rk4" and not (self.conservative and getattr(self, "separable", False)):
+            raise ConfigError(f"{self.name} is no system T(p) + V(q), as {method!r} needs it; take method='rk4'")
+        return fixed_steps(type(self).field, self.numba_parameters(), states, times, method=method, timestep=timestep)
 
     def generate(
         self, protocol: str | Protocol = "", seed: int = 0, *, method: Method = "bulirsch-stoer"

@@ -88,18 +88,20 @@ class ReactionDiffusion(FirstOrder):
     @staticmethod
     def field(t: float, state: Any, parameters: Any, out: Any) -> None:  # pragma: no cover - compiled
         size = int(np.rint(np.sqrt(state.size / 2)))
-        fields, rates = state.reshape(2, size, size), out.reshape(2, size, size)
         inverse = (size / 2) ** 2
         for i in range(size):
-            up, down = (i - 1) % size, (i + 1) % size
+            up, down = (i - 1) % size * size, (i + 1) % size * size
             for j in range(size):
                 left, right = (j - 1) % size, (j + 1) % size
-                u, v = fields[0, i, j], fields[1, i, j]
+                here, there = i * size + j, size * size + i * size + j
+                u, v = state[here], state[there]
                 for c in range(2):
-                    around = fields[c, up, j] + fields[c, down, j] + fields[c, i, left] + fields[c, i, right]
-                    rates[c, i, j] = parameters[c] * inverse * (around - 4 * fields[c, i, j])
-                rates[0, i, j] += u - u**3 - v - parameters[2]
-                rates[1, i, j] += u - v
+                    start = c * size * size
+                    row = start + i * size
+                    around = state[start + up + j] + state[start + down + j] + state[row + left] + state[row + right]
+                    out[row + j] = parameters[c] * inverse * (around - 4 * state[row + j])
+                out[here] += u - u**3 - v - parameters[2]
+                out[there] += u - v
 
     def sample(self, count: int, seed: int, protocol: str | Protocol = "") -> Array:
         """Return fields whose values are independent and uniform in [0, 1)."""

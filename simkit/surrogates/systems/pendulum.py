@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from simkit.kernels.elementary import cos, sin
 from simkit.surrogates.systems.base import Array, System
 from simkit.surrogates.systems.protocol import Protocol
 from simkit.surrogates.systems.sampling import on_circles
@@ -79,9 +80,12 @@ class Pendulum(System):
 
     @staticmethod
     def field(t: float, state: Any, parameters: Any, out: Any) -> None:  # pragma: no cover - compiled
-        inertia, torque, friction, amplitude, frequency = parameters
-        out[0] = state[1] / inertia
-        out[1] = -torque * math.sin(state[0]) - friction * out[0] + amplitude * math.cos(frequency * t)
+        # Not unpacked at once: that may fail, and keeps loops over trajectories from becoming vector instructions.
+        inertia, torque, friction = parameters[0], parameters[1], parameters[2]
+        drive = parameters[3] * cos(parameters[4] * t)
+        velocity = state[1] / inertia
+        out[0] = velocity
+        out[1] = drive - torque * sin(state[0]) - friction * velocity
 
     def sample(self, count: int, seed: int, protocol: str | Protocol = "") -> Array:
         return on_circles(count, seed, 1.3, 2.3)
