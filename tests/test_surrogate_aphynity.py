@@ -83,7 +83,7 @@ def test_the_norm_of_the_residual(norm: str, physics: str, dof: int) -> None:
     state = random(3, model.state_size)
     residual = model.residual(state).detach().numpy()
     points = 16 if physics == "diffusion" else 1
-    for one, f, x in zip(model.squared_norm(state), residual, state.numpy(), strict=True):
+    for one, f, x in zip(model.squared_norm(state).detach(), residual, state.numpy(), strict=True):
         total = 0.0
         for point in range(points):
             square = (f[point::points] ** 2).sum()
