@@ -85,6 +85,18 @@ def test_a_rollout_beside_the_truth(trained: Path, tmp_path: Path) -> None:
     assert "add --overwrite" in run("rollout", model, "-o", folder)[2]
 
 
+def test_particles_that_explode_are_counted(tmp_path: Path) -> None:
+    """An untrained potential does not hold them apart."""
+    options = ("--model", "graph-network", "--set", "training.epochs=1", "--set", "training.device=cpu")
+    small = ("--set", "model.width=8", "--set", "model.rounds=1", "--set", "data.trajectories=1")
+    status, out, _ = run("train", "--system", "lennard_jones", *options, *small, "-o", tmp_path)
+    assert status == 0
+    found = json.loads((tmp_path / "metrics.json").read_text())["test"]
+    assert found["blown_up"] > 0
+    assert f"{found['blown_up']} of {found['trajectories']} blown up" in out
+    assert load(tmp_path / "model.safetensors").info["metrics"]["test"] == found
+
+
 def test_trajectories_of_ones_own(tmp_path: Path) -> None:
     times = np.linspace(0, 3, 31)
     rows = [f"{k},{t},{np.cos(t + k)},{-np.sin(t + k)}" for k in range(10) for t in times]

@@ -10,14 +10,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from simkit.errors import ConfigError
+from simkit.errors import ConfigError, GeometryError
 from simkit.surrogates.models.base import DynamicsModel
 from simkit.surrogates.rollout import rollout
 
 Array = NDArray[np.float64]
 
-# What a step raises that has no solution: an implicit equation, a matrix without inverse, torchdiffeq's step that became too small.
-_FAILURES = (ConfigError, AssertionError, torch.linalg.LinAlgError)
+# What a step raises that has no solution: an implicit equation, a matrix without inverse, torchdiffeq's step that became too small,
+# particles that flew beyond all bounds.
+_FAILURES = (ConfigError, GeometryError, AssertionError, torch.linalg.LinAlgError)
 
 
 def free_rollouts(

@@ -110,7 +110,8 @@ def describe_data(parts: MotionParts) -> str:
 def _finish(
     recipe: SurrogateRecipe, model: DynamicsModel, parts: MotionParts, result: FitResult, folder: Path
 ) -> dict[str, Any]:
-    """Save the model, evaluate it on the test part and write metrics and plots."""
+    """Save the model, evaluate it on the test part, write metrics and plots, and save it again with what was found."""
+    save(model, folder / MODEL)  # first: whatever becomes of the rollouts, what was trained is there
     metrics: dict[str, Any] = {
         "model": model.name,
         "parameters": model.num_parameters,
