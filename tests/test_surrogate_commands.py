@@ -88,7 +88,7 @@ def test_a_rollout_beside_the_truth(trained: Path, tmp_path: Path) -> None:
 def test_particles_that_explode_are_counted(tmp_path: Path) -> None:
     """An untrained potential does not hold them apart."""
     options = ("--model", "graph-network", "--set", "training.epochs=1", "--set", "training.device=cpu")
-    small = ("--set", "model.width=8", "--set", "model.rounds=1", "--set", "data.trajectories=1")
+    small = ("--set", "data.trajectories=1")
     status, out, _ = run("train", "--system", "lennard_jones", *options, *small, "-o", tmp_path)
     assert status == 0
     found = json.loads((tmp_path / "metrics.json").read_text())["test"]
