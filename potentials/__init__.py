@@ -11,12 +11,11 @@ if __name__ != "simkit.potentials":
 import os
 from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
-from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 from simkit.config import find_registered, parse_options
-from simkit.errors import ConfigError, ModelFileError
-from simkit.files import read_model_header
+from simkit.errors import ConfigError
+from simkit.files import read_model_header, rebuild_model
 
 if TYPE_CHECKING:
     from simkit.config import Options
@@ -163,15 +162,4 @@ def load(path: str | os.PathLike[str], device: str = "cpu") -> Potential:
     Raises:
         ModelFileError: if the file is not a valid model (see `read_header`) or its weights do not fit its header.
     """
-    from safetensors.torch import load_file
-
-    header = read_header(path)
-    try:
-        potential = from_header(header)
-        potential.load_state_dict(load_file(path))
-    except KeyError as error:
-        raise ModelFileError(f"{path} does not hold a consistent model: its header lacks {error}") from error
-    except (TypeError, ValueError, RuntimeError) as error:
-        reason = shorten(str(error), 300)  # on one line: torch lists the weights that do not fit line by line
-        raise ModelFileError(f"{path} does not hold a consistent model: {reason}") from error
-    return potential.to(device).eval()
+    return rebuild_model(path, read_header(path), from_header, device)

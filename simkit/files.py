@@ -6,14 +6,17 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from textwrap import shorten
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from simkit.errors import ModelFileError, OutputError
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
+
+ModelT = TypeVar("ModelT", bound="nn.Module")
 
 
 @contextlib.contextmanager
@@ -75,6 +78,31 @@ def write_model(path: str | os.PathLike[str], tensors: Mapping[str, "Tensor"], h
     content = save(own, metadata={"simkit": json.dumps(header)})
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)  # an OSError, which safetensors' own writer would hide
+
+
+def rebuild_model(
+    path: str | os.PathLike[str], header: Mapping[str, Any], build: Callable[[Mapping[str, Any]], ModelT], device: str
+) -> ModelT:
+    """Build a model from the header of its file, load its weights, and return it on a device in evaluation mode.
+
+    Args:
+        header: from `read_model_header`.
+        build: makes the model, with any weights; a KeyError of it names what the header lacks.
+
+    Raises:
+        ModelFileError: if the header does not make a model, or the weights do not fit it.
+    """
+    from safetensors.torch import load_file
+
+    try:
+        model = build(header)
+        model.load_state_dict(load_file(path))
+    except KeyError as error:
+        raise ModelFileError(f"{path} does not hold a consistent model: its header lacks {error}") from error
+    except (TypeError, ValueError, RuntimeError) as error:
+        reason = shorten(str(error), 300)  # on one line: torch lists the weights that do not fit line by line
+        raise ModelFileError(f"{path} does not hold a consistent model: {reason}") from error
+    return model.to(device).eval()
 
 
 def read_model_header(path: str | os.PathLike[str], model_format: str, version: int, kind: str) -> dict[str, Any]:

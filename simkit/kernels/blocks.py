@@ -29,6 +29,12 @@ compile_blocks = njit(pipeline_class=_NoAlias, fastmath=True, error_model="numpy
 compile_shared = njit(parallel=True, fastmath=True, error_model="numpy", cache=True)
 
 
+@njit
+def begin(row, channels, low):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
+    """Where a block of channels begins in a row; unsigned, so that no negative indices are looked for."""
+    return np.uintp(row * channels + low)
+
+
 def count_blocks(channels: int) -> int:
     """Return the number of blocks that the channels are cut into."""
     return (channels + BLOCK - 1) // BLOCK

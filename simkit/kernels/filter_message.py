@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import njit, prange
+from numba import prange
 from torch import Tensor
 
-from simkit.kernels.blocks import BLOCK, compile_blocks, compile_shared, count_blocks, flat, sizes
+from simkit.kernels.blocks import BLOCK, begin, compile_blocks, compile_shared, count_blocks, flat, sizes
 
 
 def filter_message_reference(
@@ -93,18 +93,12 @@ class _MessageBackward(torch.autograd.Function):
         return dx, dw, df.sum(dim=0), dg, None, None, None
 
 
-@njit
-def _begin(row, c_all, lo):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled, as all below
-    """Where a block of channels begins in a row; unsigned, so that no negative indices are looked for."""
-    return np.uintp(row * c_all + lo)
-
-
 @compile_blocks
 def _forward_blocks(start, end, c_all, x, w, f, sender, receiver, both, out):  # type: ignore[no-untyped-def]  # pragma: no cover
     for e in range(len(sender)):
         for lo in range(start * BLOCK, end * BLOCK, BLOCK):
             n = np.uintp(min(BLOCK, c_all - lo))
-            i, j, b = _begin(receiver[e], c_all, lo), _begin(sender[e], c_all, lo), _begin(e, c_all, lo)
+            i, j, b = begin(receiver[e], c_all, lo), begin(sender[e], c_all, lo), begin(e, c_all, lo)
             for c in range(n):
                 out[i + c] += f[e] * w[b + c] * x[j + c]
             if both:
@@ -119,7 +113,7 @@ def _backward_blocks(  # type: ignore[no-untyped-def]  # pragma: no cover
     for e in range(len(sender)):
         for lo in range(start * BLOCK, end * BLOCK, BLOCK):
             n = np.uintp(min(BLOCK, c_all - lo))
-            i, j, b = _begin(receiver[e], c_all, lo), _begin(sender[e], c_all, lo), _begin(e, c_all, lo)
+            i, j, b = begin(receiver[e], c_all, lo), begin(sender[e], c_all, lo), begin(e, c_all, lo)
             total = x.dtype.type(0)
             for c in range(n):
                 product = g[i + c] * x[j + c]
@@ -143,7 +137,7 @@ def _second_blocks(  # type: ignore[no-untyped-def]  # pragma: no cover
     for e in range(len(sender)):
         for lo in range(start * BLOCK, end * BLOCK, BLOCK):
             n = np.uintp(min(BLOCK, c_all - lo))
-            i, j, b = _begin(receiver[e], c_all, lo), _begin(sender[e], c_all, lo), _begin(e, c_all, lo)
+            i, j, b = begin(receiver[e], c_all, lo), begin(sender[e], c_all, lo), begin(e, c_all, lo)
             total = x.dtype.type(0)
             for c in range(n):
                 t = f[e] * hw[b + c] + hf[e] * w[b + c]

@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import njit, prange
+from numba import prange
 from torch import Tensor
 
-from simkit.kernels.blocks import BLOCK, compile_blocks, compile_shared, flat, sizes
+from simkit.kernels.blocks import BLOCK, begin, compile_blocks, compile_shared, flat, sizes
 
 
 class Pairs:
@@ -106,18 +106,12 @@ class _MessageBackward(torch.autograd.Function):
         return dx, dw, dslope, dg, None
 
 
-@njit
-def _begin(row, c_all, lo):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled, as all below
-    """Where a block of channels begins in a row; unsigned, so that no negative indices are looked for."""
-    return np.uintp(row * c_all + lo)
-
-
 @compile_blocks
 def _forward_blocks(start, end, c_all, x, w, f, sender, receiver, out):  # type: ignore[no-untyped-def]  # pragma: no cover
     for e in range(len(sender)):
         for lo in range(start * BLOCK, end * BLOCK, BLOCK):
             n = np.uintp(min(BLOCK, c_all - lo))
-            i, j, b = _begin(receiver[e], c_all, lo), _begin(sender[e], c_all, lo), _begin(e, c_all, lo)
+            i, j, b = begin(receiver[e], c_all, lo), begin(sender[e], c_all, lo), begin(e, c_all, lo)
             # One after the other: an atom may be its own neighbor.
             for c in range(n):
                 out[i + c] += f[e] * w[b + c] * x[j + c]
@@ -134,7 +128,7 @@ def _backward_blocks(  # type: ignore[no-untyped-def]  # pragma: no cover
         df = f[edges + e]
         for lo in range(start * BLOCK, end * BLOCK, BLOCK):
             n = np.uintp(min(BLOCK, c_all - lo))
-            i, j, b = _begin(receiver[e], c_all, lo), _begin(sender[e], c_all, lo), _begin(e, c_all, lo)
+            i, j, b = begin(receiver[e], c_all, lo), begin(sender[e], c_all, lo), begin(e, c_all, lo)
             total = x.dtype.type(0)
             for c in range(n):
                 dx[j + c] += f[e] * w[b + c] * g[i + c]
@@ -158,7 +152,7 @@ def _second_blocks(  # type: ignore[no-untyped-def]  # pragma: no cover
         df = f[edges + e]
         for lo in range(start * BLOCK, end * BLOCK, BLOCK):
             n = np.uintp(min(BLOCK, c_all - lo))
-            i, j, b = _begin(receiver[e], c_all, lo), _begin(sender[e], c_all, lo), _begin(e, c_all, lo)
+            i, j, b = begin(receiver[e], c_all, lo), begin(sender[e], c_all, lo), begin(e, c_all, lo)
             for c in range(n):
                 a = g[i + c] * x[j + c] + g[j + c] * x[i + c]
                 dw[b + c] = f[e] * (g[i + c] * hx[j + c] + g[j + c] * hx[i + c]) + hr[e] * df * a

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from textwrap import shorten
+from collections.abc import Mapping
+from typing import Any
 
 from simkit.errors import ModelFileError
-from simkit.files import read_model_header, write_model
+from simkit.files import read_model_header, rebuild_model, write_model
 from simkit.surrogates import models
 from simkit.surrogates.models.base import DynamicsModel
 
@@ -39,16 +40,10 @@ def load(path: str | os.PathLike[str], device: str = "cpu") -> DynamicsModel:
     Raises:
         ModelFileError: if the file is not a valid model or its weights do not fit its header.
     """
-    from safetensors.torch import load_file
-
     header = read_model_header(path, FORMAT, FORMAT_VERSION, "surrogate")
-    try:
-        model = models.build(
-            header["model"], header["dof"], dtype=header["dtype"], info=header["info"], **header["options"]
-        )
-        model.load_state_dict(load_file(path))
-    except KeyError as error:
-        raise ModelFileError(f"{path} does not hold a consistent model: its header lacks {error}") from error
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ModelFileError(f"{path} does not hold a consistent model: {shorten(str(error), 300)}") from error
-    return model.to(device).eval()
+
+    def build(header: Mapping[str, Any]) -> DynamicsModel:
+        options = header["options"]
+        return models.build(header["model"], header["dof"], dtype=header["dtype"], info=header["info"], **options)
+
+    return rebuild_model(path, header, build, device)

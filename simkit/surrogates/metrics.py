@@ -79,9 +79,7 @@ def energy_mse(found: ArrayLike, true: ArrayLike) -> Array:
     S. Greydanus, M. Dzamba & J. Yosinski, NeurIPS 2019: both are the true energy function, along the learned and along the true motion.
     Their notebooks average over 15 initial states, and integrate spring and pendulum to t = 20.
     """
-    x, reference = _pair(found, true)
-    with np.errstate(over="ignore", invalid="ignore"):
-        return _worst(np.square(x - reference).mean(axis=-1))
+    return squared_error(found, true)
 
 
 def energy_error(found: ArrayLike, true: ArrayLike, scale: float) -> Array:

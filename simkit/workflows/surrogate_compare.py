@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +18,8 @@ from simkit.errors import ConfigError, OutputError, SimkitError
 from simkit.files import ensure_output_dir, write_json, write_text
 from simkit.surrogates import plots
 from simkit.surrogates.comparison import collected, comparison_table
-from simkit.surrogates.recipe import SurrogateRecipe
+from simkit.surrogates.preparation import MotionParts, open_data
+from simkit.surrogates.recipe import MotionData, SurrogateRecipe
 from simkit.training.recipe import merge, read_nested, recipe_title
 from simkit.workflows.surrogate_train import METRICS, RECIPE, train_surrogate
 from simkit.workflows.text import silent
@@ -97,7 +100,7 @@ def surrogate_recipes(
         )
     recipes = {}
     for name in chosen:
-        own: dict[str, Any] = json.loads(json.dumps(values))
+        own: dict[str, Any] = copy.deepcopy(values)
         merge(own, {"model": {"name": name}})
         merge(own, particular.get(name) or {})
         recipes[name] = parse_options(SurrogateRecipe, own, f"{where}, {name}")
@@ -124,10 +127,13 @@ def compare_surrogates(
         raise ConfigError(f"at least one model and one seed are needed; found {len(recipes)} and {seeds}")
     folder = ensure_output_dir(out)
     found = SurrogateComparison(folder, {}, {})
+    # Making the data may take longer than a training: once for each description, and not at all where nothing is left to train.
+    opened = functools.cache(lambda description: open_data(MotionData.model_validate_json(description)))
     for name, recipe in recipes.items():
+        parts = functools.partial(opened, recipe.data.model_dump_json())
         for seed in range(seeds):
             try:
-                metrics = _trained(_with_seed(recipe, seed), folder / name / f"seed-{seed}")
+                metrics = _trained(_with_seed(recipe, seed), folder / name / f"seed-{seed}", parts)
             except OutputError:
                 raise
             except SimkitError as error:
@@ -147,8 +153,8 @@ def _with_seed(recipe: SurrogateRecipe, seed: int) -> SurrogateRecipe:
     return recipe.model_copy(update={"model": model, "training": training})
 
 
-def _trained(recipe: SurrogateRecipe, folder: Path) -> dict[str, Any]:
-    """The metrics of a training that is there, or is done now."""
+def _trained(recipe: SurrogateRecipe, folder: Path, parts: Callable[[], MotionParts]) -> dict[str, Any]:
+    """The metrics of a training that is there, or is done now on the data that ``parts`` opens."""
     if (folder / RECIPE).exists() and yaml.safe_load((folder / RECIPE).read_text(encoding="utf-8")) != yaml.safe_load(
         recipe.to_yaml()
     ):
@@ -156,7 +162,7 @@ def _trained(recipe: SurrogateRecipe, folder: Path) -> dict[str, Any]:
     if (folder / METRICS).exists():
         metrics: dict[str, Any] = json.loads((folder / METRICS).read_text(encoding="utf-8"))
         return metrics
-    return train_surrogate(recipe, folder, resume=True, echo=silent).metrics
+    return train_surrogate(recipe, folder, parts=parts(), resume=True, echo=silent).metrics
 
 
 def _write(comparison: SurrogateComparison) -> None:

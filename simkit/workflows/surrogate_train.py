@@ -30,6 +30,7 @@ from simkit.training.checkpoint import CHECKPOINT
 from simkit.training.fit import FitResult, fit
 from simkit.training.log import Row
 from simkit.workflows.surrogate_plots import write_rollout_plots
+from simkit.workflows.text import epoch_printer
 
 MODEL, RECIPE, METRICS, CURVE = "model.safetensors", "recipe.yaml", "metrics.json", "learning_curve.png"
 # What may change between the parts of a resumed training.
@@ -56,9 +57,17 @@ class SurrogateReport:
 
 
 def train_surrogate(
-    recipe: SurrogateRecipe, out: str | Path, *, resume: bool = False, echo: Echo = print
+    recipe: SurrogateRecipe,
+    out: str | Path,
+    *,
+    parts: MotionParts | None = None,
+    resume: bool = False,
+    echo: Echo = print,
 ) -> SurrogateReport:
     """Train a model of motion as the recipe says and write model, log, metrics and plots into ``out``.
+
+    Args:
+        parts: the data of the recipe, where they are open already.
 
     Raises:
         OutputError: if ``out`` cannot be written or already holds a training that is not to be resumed.
@@ -68,7 +77,7 @@ def train_surrogate(
     folder = ensure_output_dir(out)
     if not resume and any((folder / name).exists() for name in (CHECKPOINT, MODEL)):
         raise OutputError(f"{folder} already holds a training; add --resume to continue it, or choose another folder")
-    parts = open_data(recipe.data)
+    parts = open_data(recipe.data) if parts is None else parts
     echo(describe_data(parts))
     model = build_model(recipe, parts)
     seed = recipe.training.seed
@@ -90,7 +99,7 @@ def train_surrogate(
         folder,
         resume=resuming,
         identity=_identity(recipe, parts),
-        on_epoch=_epoch_printer(recipe.training.epochs, echo),
+        on_epoch=epoch_printer(recipe.training.epochs, echo, _losses),
     )
     trainee.to("cpu")
     if recipe.polish:
@@ -161,15 +170,6 @@ def _identity(recipe: SurrogateRecipe, parts: MotionParts) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _epoch_printer(epochs: int, echo: Echo) -> Callable[[Row], None]:
-    """Tell about twenty epochs of the whole training, the first ones and the last."""
-    every = max(1, epochs // 20)
-
-    def show(row: Row) -> None:
-        epoch = int(row["epoch"])
-        if epoch > 3 and epoch % every and epoch < epochs:
-            return
-        losses = ", ".join(f"{key.removesuffix('_loss')} {row[key]:.3g}" for key in row if key.endswith("_loss"))
-        echo(f"epoch {epoch:>5}/{epochs}  loss: {losses}  ({row['seconds']:.0f} s)")
-
-    return show
+def _losses(row: Row) -> str:
+    losses = ", ".join(f"{key.removesuffix('_loss')} {row[key]:.3g}" for key in row if key.endswith("_loss"))
+    return f"loss: {losses}"

@@ -1,10 +1,29 @@
 """Text for the terminal."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+from simkit.training.log import Row
 
 
 def silent(message: str) -> None:
     """Say nothing: for functions that are handed something to tell with."""
+
+
+def epoch_printer(epochs: int, echo: Callable[[str], None], describe: Callable[[Row], str]) -> Callable[[Row], None]:
+    """Return what tells about twenty epochs of the whole training, the first ones and the last; for `simkit.training.fit`.
+
+    Args:
+        describe: what there is to say of an epoch, between its number and the time.
+    """
+    every = max(1, epochs // 20)
+
+    def show(row: Row) -> None:
+        epoch = int(row["epoch"])
+        if epoch > 3 and epoch % every and epoch < epochs:
+            return
+        echo(f"epoch {epoch:>5}/{epochs}  {describe(row)}  ({row['seconds']:.0f} s)")
+
+    return show
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -28,7 +28,7 @@ from simkit.training.recipe import Recipe
 from simkit.training.timing import long_training
 from simkit.workflows.prepare import TrainingData, prepare
 from simkit.workflows.report import TrainingReport, write_report
-from simkit.workflows.text import silent
+from simkit.workflows.text import epoch_printer, silent
 
 MODEL, RAW_MODEL, RECIPE = "model.safetensors", "model_raw.safetensors", "recipe.yaml"
 
@@ -71,7 +71,7 @@ def train(
         folder,
         resume=resuming,
         identity=_identity(recipe, data),
-        on_epoch=_epoch_printer(recipe.training.epochs, echo),
+        on_epoch=epoch_printer(recipe.training.epochs, echo, _errors),
     )
     potential.to("cpu")
     learned = prepared.model if isinstance(prepared.model, LearnedWeights) else None
@@ -162,20 +162,12 @@ def _identity(recipe: Recipe, data: TrainingData) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _epoch_printer(epochs: int, echo: Callable[[str], None]) -> Callable[[Row], None]:
-    """Tell about twenty epochs of the whole training, the first ones and the last."""
-    every = max(1, epochs // 20)
-
-    def show(row: Row) -> None:
-        epoch = int(row["epoch"])
-        if epoch > 3 and epoch % every and epoch < epochs:
-            return
-        side = "valid" if "valid_loss" in row else "train"
-        errors = []
-        for name, spec in LABELS.items():
-            if (key := f"{side}_{name}_mae") in row:
-                value, unit = spec.in_error_unit(row[key])
-                errors.append(f"{name} {value:.{3 if value < 1000 else 4}g} {unit}")
-        echo(f"epoch {epoch:>5}/{epochs}  {side} MAE: {', '.join(errors)}  ({row['seconds']:.0f} s)")
-
-    return show
+def _errors(row: Row) -> str:
+    """The errors of an epoch in the units that people use."""
+    side = "valid" if "valid_loss" in row else "train"
+    errors = []
+    for name, spec in LABELS.items():
+        if (key := f"{side}_{name}_mae") in row:
+            value, unit = spec.in_error_unit(row[key])
+            errors.append(f"{name} {value:.{3 if value < 1000 else 4}g} {unit}")
+    return f"{side} MAE: {', '.join(errors)}"

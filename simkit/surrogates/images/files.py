@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-from textwrap import shorten
 
-from simkit.errors import ModelFileError
-from simkit.files import read_model_header, write_model
+from simkit.files import read_model_header, rebuild_model, write_model
 from simkit.surrogates.images.model import HamiltonianGenerativeNetwork, build
 
 FORMAT = "simkit-images"
@@ -28,14 +26,5 @@ def load(path: str | os.PathLike[str], device: str = "cpu") -> HamiltonianGenera
     Raises:
         ModelFileError: if the file is not a valid model or its weights do not fit its header.
     """
-    from safetensors.torch import load_file
-
     header = read_model_header(path, FORMAT, FORMAT_VERSION, "model of images")
-    try:
-        model = build(info=header["info"], **header["options"])
-        model.load_state_dict(load_file(path))
-    except KeyError as error:
-        raise ModelFileError(f"{path} does not hold a consistent model: its header lacks {error}") from error
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ModelFileError(f"{path} does not hold a consistent model: {shorten(str(error), 300)}") from error
-    return model.to(device).eval()
+    return rebuild_model(path, header, lambda header: build(info=header["info"], **header["options"]), device)
