@@ -57,6 +57,7 @@ LAYERS = [
     },
     {"potentials", "datasets", "training"},
     {"labeling", "md", "calculator", "surrogates"},
+    {"inference"},
     {"workflows"},
     {"cli"},
 ]
@@ -266,7 +267,7 @@ def test_constraints_pin_every_dependency() -> None:
     assert all(re.fullmatch(r"[a-z0-9-]+==[\w.]+", pin) for pin in pins)
     tested = PROJECT["dependencies"] + [
         line
-        for extra in ("xtb", "dft", "dispersion", "logging", "ode", "test")
+        for extra in ("xtb", "dft", "dispersion", "logging", "ode", "inference", "test")
         for line in PROJECT["optional-dependencies"][extra]
     ]
     assert not distributions(tested) - distributions(pins), "add these to constraints.txt"

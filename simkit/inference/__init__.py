@@ -1,0 +1,1 @@
+"""Inversion of simulators: from observations to calibrated posteriors over parameters."""

@@ -1,0 +1,154 @@
+"""Training of estimators on simulations, by the training loop that potentials have."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from simkit.config import Options
+from simkit.errors import ConfigError, DataError
+from simkit.inference.estimators import ESTIMATORS, Estimator, NetworkOptions
+from simkit.inference.priors import Array
+from simkit.inference.simulations import digest
+from simkit.inference.simulator import Observable
+from simkit.training.fit import FitResult, fit
+from simkit.training.options import TrainingOptions
+
+FEWEST = 20
+"""Simulations that gave finite outputs, below which no network is trained."""
+
+
+class LearningOptions(Options):
+    """How estimators are trained."""
+
+    network: NetworkOptions = Field(default_factory=NetworkOptions)
+    members: int = Field(1, ge=1, description="networks of the ensemble; each has its own start and validation data")
+    batch_size: int | None = Field(
+        None, ge=2, description="a twentieth of the simulations, from 100 to 500, where not given"
+    )
+    learning_rate: float = Field(1e-3, gt=0)
+    max_epochs: int = Field(500, ge=1)
+    patience: int = Field(20, ge=1, description="epochs without improvement before training ends")
+    validation: float = Field(0.1, gt=0, lt=0.5, description="share of the simulations that are validated on")
+    max_minutes: float | None = Field(None, gt=0, description="for each network")
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Whitened parameters [N, D] beside features [N, K], to train on."""
+
+    u: Tensor
+    features: Tensor
+
+    def __len__(self) -> int:
+        """The number of pairs."""
+        return len(self.u)
+
+    def to(self, device: torch.device) -> Pairs:
+        """Return the pairs on a device."""
+        return Pairs(self.u.to(device), self.features.to(device))
+
+    def batch(self, indices: Tensor) -> Pairs:
+        """Return the pairs ``indices``."""
+        indices = indices.to(self.u.device)
+        return Pairs(self.u[indices], self.features[indices])
+
+    def batches(self, size: int) -> Sequence[Tensor]:
+        """Return all indices, at once: losses are means over batches, which must not be of different lengths."""
+        return [torch.arange(len(self))]
+
+
+class EstimatorObjective:
+    """The mean of an estimator's loss over a batch."""
+
+    def counts(self, source: Pairs, indices: Tensor) -> dict[str, float]:
+        """Return nothing: there is no error besides the loss."""
+        return {}
+
+    def __call__(self, model: nn.Module, batch: Pairs, counts: Mapping[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss."""
+        if not isinstance(model, Estimator):
+            raise ConfigError(f"expected an estimator; found {type(model).__name__}")
+        return model.losses(batch.u, batch.features).mean(), {}
+
+
+def train_members(
+    name: str,
+    z: Array,
+    x: Array,
+    observables: Sequence[Observable],
+    options: LearningOptions,
+    *,
+    seed: int = 0,
+    folder: str | Path | None = None,
+) -> tuple[list[Estimator], list[FitResult]]:
+    """Train the networks of an ensemble.
+
+    Args:
+        name: one of `ESTIMATORS`.
+        z: parameters [N, D] in standard normal variables; ``x``: finite outputs [N, K].
+        folder: for logs and checkpoints, one folder within it per member. A member whose training was cut off there is taken up again.
+
+    Raises:
+        DataError: if there are too few simulations, or all their outputs are equal.
+        MissingDependencyError: if sbi is not installed.
+    """
+    if len(z) < FEWEST:
+        raise DataError(
+            f"only {len(z)} simulations gave finite outputs, and at least {FEWEST} are needed; simulate more, or find out why they fail"
+        )
+    members, results = [], []
+    with tempfile.TemporaryDirectory() as scratch:
+        for member in range(options.members):
+            out = Path(folder or scratch) / f"member-{member}"
+            estimator, result = _train(name, z, x, observables, options, seed * 1009 + member, out)
+            members.append(estimator)
+            results.append(result)
+    return members, results
+
+
+def _train(
+    name: str, z: Array, x: Array, observables: Sequence[Observable], options: LearningOptions, seed: int, out: Path
+) -> tuple[Estimator, FitResult]:
+    estimator = ESTIMATORS[name](z.shape[1], observables, options.network, seed)
+    estimator.adapt(z, x)
+    generator = torch.Generator().manual_seed(seed)
+    pairs = Pairs(
+        estimator.whiten(torch.from_numpy(z)), estimator.features(torch.from_numpy(np.ascontiguousarray(x)), generator)
+    )
+    order = torch.randperm(len(z), generator=generator)
+    valid = max(2, round(options.validation * len(z)))
+    training = TrainingOptions(
+        epochs=options.max_epochs,
+        batch_size=min(options.batch_size or min(max(len(z) // 20, 100), 500), len(z) - valid),
+        learning_rate=options.learning_rate,
+        schedule="plateau",
+        plateau_patience=max(1, options.patience // 2),
+        early_stopping=options.patience,
+        warmup_steps=50,
+        clip_norm=5.0,
+        ema_decay=0.99,
+        max_minutes=options.max_minutes,
+        device="cpu",
+        seed=seed,
+    )
+    identity = f"{name} {options.model_dump_json()} {seed} {digest(z, x)}"
+    resume = (out / "checkpoint.pt").exists()
+    result = fit(
+        estimator,
+        EstimatorObjective(),
+        pairs.batch(order[valid:]),
+        pairs.batch(order[:valid]),
+        training,
+        out,
+        resume=resume,
+        identity=identity,
+    )
+    return estimator, result

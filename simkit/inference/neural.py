@@ -1,0 +1,221 @@
+"""Posteriors by neural estimators, and by likelihoods that are known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from simkit.errors import ConfigError
+from simkit.inference.estimators import DirectEstimator, Estimator, LikelihoodEstimator, RatioClassifier
+from simkit.inference.posterior import Posterior
+from simkit.inference.priors import Array, Prior, normal_log_prob
+from simkit.inference.region import Region
+from simkit.inference.simulator import Observable, Simulator
+from simkit.inference.success import SuccessModel
+from simkit.inference.tempering import sample_tempered
+
+FEWEST_PARTICLES = 500
+"""Of a tempered population: with fewer, its covariance and evidence are too noisy."""
+ATTEMPTS = 8
+"""Times that samples are drawn until enough of them lie inside a region."""
+VALUES = 400_000
+"""Samples of posteriors that are drawn at once, to bound memory."""
+
+
+@runtime_checkable
+class Tractable(Protocol):
+    """A simulator whose likelihood is known and differentiable."""
+
+    prior: Prior
+    observables: tuple[Observable, ...]
+
+    def log_likelihood(self, theta: Tensor, x: Tensor) -> Tensor:
+        """Return log p(x given theta), [...], for parameters [..., D] and an output [K], both float64."""
+        ...
+
+
+class NeuralPosterior(Posterior):
+    """The posterior of an ensemble of estimators: the mean of their densities (for nre, of their logarithms).
+
+    Direct estimators (npe, fmpe) are drawn from. For estimators of a likelihood or ratio (nle, nre) a tempered population is carried
+    from the prior to the posterior (`simkit.inference.tempering`).
+
+    Attributes:
+        members: the networks, all of one kind.
+        success: chance that a simulation succeeds, where some failed and the estimator needs it: given that an observation exists, the
+            likelihood is that of success times that of the output. Direct estimators learn this by themselves.
+        region: the part of the prior that a truncated proposal was confined to; the posterior is right inside it.
+    """
+
+    def __init__(
+        self,
+        method: str,
+        prior: Prior,
+        observables: Sequence[Observable],
+        members: Sequence[Estimator],
+        *,
+        reference: Array | None = None,
+        amortised: bool = True,
+        success: SuccessModel | None = None,
+        region: Region | None = None,
+    ) -> None:
+        if not members or len({type(member) for member in members}) != 1:
+            raise ConfigError("an ensemble needs one or more networks of one kind")
+        self.method, self.prior, self.observables = method, prior, tuple(observables)
+        self.members = list(members)
+        self.reference, self.amortised = reference, amortised
+        self.success, self.region = success, region
+
+    @property
+    def direct(self) -> bool:
+        """Whether the networks are drawn from directly."""
+        return isinstance(self.members[0], DirectEstimator)
+
+    def sample(self, count: int, observation: Array | None = None, *, seed: int = 0) -> Array:
+        return self.sample_many(self.resolve(observation)[None], count, seed=seed)[0]
+
+    @torch.no_grad()
+    def sample_many(self, observations: Array, count: int, *, seed: int = 0) -> Array:
+        """Return parameters [M, count, D] given each of M observations [M, K]."""
+        x = torch.from_numpy(np.ascontiguousarray(observations, dtype=np.float64))
+        together = max(1, VALUES // max(count, 1 if self.direct else FEWEST_PARTICLES))
+        draw = self.sample_z if self.region is None else self._sample_inside
+        parts = [draw(rows, count, seed + 7919 * i) for i, rows in enumerate(x.split(together))]
+        return self.prior.from_normal(torch.cat(parts)).numpy()
+
+    def _sample_inside(self, x: Tensor, count: int, seed: int) -> Tensor:
+        """Draw z, [M, count, D], confined to the region: the posterior under the truncated prior, which is what was learned there.
+
+        NaN where too little of what is drawn lies inside, so that a check cannot mistake it for an answer.
+        """
+        if self.region is None:
+            return self.sample_z(x, count, seed)
+        found = torch.full((len(x), count, self.prior.dim), torch.nan, dtype=torch.float64)
+        have = torch.zeros(len(x), dtype=torch.int64)
+        for attempt in range(ATTEMPTS):
+            rows = (have < count).nonzero().squeeze(-1)
+            if not len(rows):
+                break
+            z = self.sample_z(x[rows], 2 * count, seed + 104_729 * attempt)
+            inside = self.region.contains(z.flatten(0, 1)).reshape(z.shape[:2])
+            for row, values, good in zip(rows.tolist(), z, inside, strict=True):
+                new = values[good][: count - int(have[row])]
+                found[row, int(have[row]) : int(have[row]) + len(new)] = new
+                have[row] += len(new)
+        found[have < count] = torch.nan
+        return found
+
+    def sample_z(self, x: Tensor, count: int, seed: int) -> Tensor:
+        """Return z, [M, count, D], given outputs [M, K]."""
+        if not self.direct:
+            particles = max(count, FEWEST_PARTICLES)
+            z = sample_tempered(lambda z: self.log_likelihood(z, x), len(x), particles, self.prior.dim, seed).z
+            return z if particles == count else _subset(z, count, seed)
+        generator = torch.Generator().manual_seed(seed)
+        shares = [len(part) for part in np.array_split(np.arange(count), len(self.members))]
+        members = [m for m in self.members if isinstance(m, DirectEstimator)]
+        z = torch.cat([m.sample_z(x, n, generator) for m, n in zip(members, shares, strict=True) if n], 1)
+        return z[:, torch.randperm(count, generator=generator)]
+
+    def log_likelihood(self, z: Tensor, x: Tensor) -> Tensor:
+        """Return the log likelihood up to a constant, [M, N], of z [M, N, D] for outputs [M, K]; of nle and nre."""
+        logs = [m.log_likelihood(z, x) for m in self.members if isinstance(m, LikelihoodEstimator)]
+        if not logs:
+            raise ConfigError(f"{self.method} estimates the posterior itself, not the likelihood")
+        stacked = torch.stack(logs)
+        # A ratio is known up to a function of x, another one for each network: only the mean of logarithms is free of it.
+        total = stacked.mean(0) if isinstance(self.members[0], RatioClassifier) else torch.logsumexp(stacked, 0)
+        return total if self.success is None else total + self.success.log_chance(z)
+
+    @torch.no_grad()
+    def member_log_density(self, z: Tensor, x: Tensor) -> Tensor:
+        """Return each member's log posterior of z up to a constant of its own, [E, N], for z [N, D] and one output [K]."""
+        values = []
+        for member in self.members:
+            if isinstance(member, DirectEstimator):
+                values.append(member.log_posterior(z.unsqueeze(0), x.unsqueeze(0))[0])
+            elif isinstance(member, LikelihoodEstimator):
+                values.append(member.log_likelihood(z.unsqueeze(0), x.unsqueeze(0))[0] + normal_log_prob(z))
+        return torch.stack(values)
+
+    @torch.no_grad()
+    def log_prob(self, theta: Array, observation: Array | None = None) -> Array:
+        """Return the log density, [N], of parameters [N, D]; up to a constant for nle and nre."""
+        x = torch.from_numpy(self.resolve(observation))
+        values = torch.from_numpy(np.ascontiguousarray(np.atleast_2d(theta), dtype=np.float64))
+        z = self.prior.to_normal(values)
+        inside = z.isfinite().all(-1)
+        logs = torch.full((len(z),), -torch.inf, dtype=torch.float64)
+        logs[inside] = self.log_density(z[inside], x) - self.prior.log_jacobian(z[inside])
+        return logs.numpy()
+
+    @torch.no_grad()
+    def log_density(self, z: Tensor, x: Tensor) -> Tensor:
+        """Return the log density of z, [N], for z [N, D] and one output [K]; up to a constant for nle and nre."""
+        if not self.direct:
+            return self.log_likelihood(z.unsqueeze(0), x.unsqueeze(0))[0] + normal_log_prob(z)
+        logs = self.member_log_density(z, x)
+        return torch.logsumexp(logs, 0) - np.log(len(logs))
+
+    def draw_parameters(self, count: int, seed: int) -> Array:
+        if self.region is None:
+            return self.prior.sample(count, seed)
+        return self.prior.from_normal(self.region.sample(count, seed)).numpy()
+
+    @property
+    def checkable(self) -> bool:
+        """Whether it can be checked on other observations: one of truncated proposals can within its region."""
+        return self.amortised or self.region is not None
+
+    @property
+    def normalised(self) -> bool:
+        """Whether `log_prob` is a density and not only proportional to one."""
+        return self.direct
+
+    def describe(self) -> dict[str, Any]:
+        description = super().describe() | {"networks": len(self.members)}
+        return description | {"weights": sum(p.numel() for p in self.members[0].parameters())}
+
+
+class ExactPosterior(Posterior):
+    """The posterior of a simulator whose likelihood is known: a tempered population moved by Hamiltonian Monte Carlo."""
+
+    method = "hmc"
+
+    def __init__(self, simulator: Tractable, reference: Array | None = None) -> None:
+        if not isinstance(simulator, Tractable):
+            name = simulator.name if isinstance(simulator, Simulator) else type(simulator).__name__
+            raise ConfigError(
+                f"{name} has no log_likelihood that could be differentiated; use npe, nle, nre, fmpe or an abc method"
+            )
+        self.simulator, self.prior, self.observables = simulator, simulator.prior, simulator.observables
+        self.amortised, self.reference = True, reference
+
+    def sample(self, count: int, observation: Array | None = None, *, seed: int = 0) -> Array:
+        x = torch.from_numpy(self.resolve(observation))
+        particles = max(count, FEWEST_PARTICLES)
+        z = sample_tempered(self._at(x), 1, particles, self.prior.dim, seed).z
+        return self.prior.from_normal(_subset(z, count, seed)[0]).numpy()
+
+    def _at(self, x: Tensor) -> Callable[[Tensor], Tensor]:
+        return lambda z: self.simulator.log_likelihood(self.prior.from_normal(z), x)
+
+    @torch.no_grad()
+    def log_prob(self, theta: Array, observation: Array | None = None) -> Array:
+        """Return the log density, [N], of parameters [N, D], up to a constant."""
+        x = torch.from_numpy(self.resolve(observation))
+        values = torch.from_numpy(np.ascontiguousarray(np.atleast_2d(theta), dtype=np.float64))
+        logs = self.prior.log_prob(values)
+        inside = logs.isfinite()  # elsewhere the likelihood may not be defined
+        logs[inside] += self.simulator.log_likelihood(values[inside], x)
+        return logs.numpy()
+
+
+def _subset(z: Tensor, count: int, seed: int) -> Tensor:
+    """Return ``count`` particles of each population, without repetition."""
+    rows = torch.randperm(z.shape[1], generator=torch.Generator().manual_seed(seed))[:count]
+    return z[:, rows]
