@@ -26,7 +26,7 @@ from simkit.surrogates.systems.gyroscope import Gyroscope
 from simkit.surrogates.systems.henon_heiles import HenonHeiles
 from simkit.surrogates.systems.lennard_jones import LennardJonesParticles
 from simkit.surrogates.systems.oscillators import CoupledOscillators, FermiPastaUlam
-from simkit.surrogates.systems.pendulum import DampedPendulum, DrivenPendulum, Pendulum
+from simkit.surrogates.systems.pendulum import DampedPendulum, DrivenPendulum, LaboratoryPendulum, Pendulum
 from simkit.surrogates.systems.protocol import Protocol
 from simkit.surrogates.systems.spring import Spring
 
@@ -50,6 +50,7 @@ REGISTRY: Mapping[str, type[System]] = MappingProxyType(
             Spring,
             Pendulum,
             DampedPendulum,
+            LaboratoryPendulum,
             DrivenPendulum,
             DoublePendulum,
             ChainPendulum,

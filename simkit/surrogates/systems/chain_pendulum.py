@@ -135,18 +135,17 @@ class ChainPendulum(System):
     @staticmethod
     def field(t: float, state: Any, parameters: Any, out: Any) -> None:  # pragma: no cover - compiled
         links = state.size // 2
-        pairs = parameters[links:].reshape(links, links)
         matrix = np.empty((links, links))
         for j in range(links):
             out[j] = state[links + j]
             for k in range(j + 1):
-                matrix[j, k] = pairs[j, k] * math.cos(state[j] - state[k])
+                matrix[j, k] = parameters[(j + 1) * links + k] * math.cos(state[j] - state[k])
         v = out[:links]
         cholesky_solve(matrix, v)
         for j in range(links):
             rate = -parameters[j] * math.sin(state[j])
             for k in range(links):
-                rate -= v[j] * v[k] * pairs[j, k] * math.sin(state[j] - state[k])
+                rate -= v[j] * v[k] * parameters[(j + 1) * links + k] * math.sin(state[j] - state[k])
             out[links + j] = rate
 
     def sample(self, count: int, seed: int, protocol: str | Protocol = "") -> Array:

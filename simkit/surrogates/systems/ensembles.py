@@ -35,16 +35,40 @@ LANES, LANES_OF_MANY, MANY = 512, 16, 16
 
 
 @functools.lru_cache(maxsize=32)
-def _compiled(function: Callable[..., None], lanes: int) -> Any:
-    """Return the loop over a task's share of the blocks for a vector field written as a plain function."""
+def _compiled(function: Callable[..., None], lanes: int, shared: bool) -> Any:
+    """Return the loop over a task's share of the blocks for a vector field written as a plain function.
+
+    Parameters are a vector that is shared by all trajectories, or [S, P].
+    """
     field = vectorizable(forceinline=True)(function)
 
     @vectorizable
-    def rates(t, y, parameters, out):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled, as all below
+    def rates_shared(t, y, parameters, out):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled, as all below
         # Shapes that are known, and rows instead of slices: else a compiler cannot tell that no two lanes share memory.
         states, derivatives = y.reshape((y.shape[0], lanes)).T, out.reshape((y.shape[0], lanes)).T
         for lane in range(np.uintp(lanes)):
             field(t, states[lane], parameters, derivatives[lane])
+
+    @vectorizable
+    def rates_each(t, y, parameters, out):  # type: ignore[no-untyped-def]  # pragma: no cover
+        states, derivatives = y.reshape((y.shape[0], lanes)).T, out.reshape((y.shape[0], lanes)).T
+        rows = parameters.reshape((parameters.shape[0], lanes)).T
+        for lane in range(np.uintp(lanes)):
+            field(t, states[lane], rows[lane], derivatives[lane])
+
+    @vectorizable
+    def all_of_them(parameters, first, inside):  # type: ignore[no-untyped-def]  # pragma: no cover
+        return parameters
+
+    @vectorizable
+    def of_block(parameters, first, inside):  # type: ignore[no-untyped-def]  # pragma: no cover
+        own = np.empty((parameters.shape[1], lanes))
+        for lane in range(lanes):
+            for i in range(parameters.shape[1]):
+                own[i, lane] = parameters[first + min(lane, inside - 1), i]
+        return own
+
+    take, rates = (all_of_them, rates_shared) if shared else (of_block, rates_each)
 
     @vectorizable
     def runge_kutta(t, y, h, parameters, middle, rate, total):  # type: ignore[no-untyped-def]  # pragma: no cover
@@ -79,6 +103,7 @@ def _compiled(function: Callable[..., None], lanes: int) -> Any:
         )  # fmt: skip
         first = block * lanes
         inside = min(lanes, samples - first)
+        own = take(parameters, first, inside)
         for lane in range(lanes):
             for i in range(size):
                 y[i, lane] = states[first + min(lane, inside - 1), i]
@@ -87,9 +112,9 @@ def _compiled(function: Callable[..., None], lanes: int) -> Any:
             for step in range(counts[point]):
                 t = times[point] + step * h
                 if coefficients.size == 0:
-                    runge_kutta(t, y, h, parameters, middle, rate, total)
+                    runge_kutta(t, y, h, own, middle, rate, total)
                 else:
-                    splitting(t, y, h, parameters, drifts, coefficients, rate)
+                    splitting(t, y, h, own, drifts, coefficients, rate)
             for lane in range(inside):
                 for i in range(size):
                     out[first + lane, point + 1, i] = y[i, lane]
@@ -116,7 +141,7 @@ def fixed_steps(
 
     Args:
         field: a vector field as `simkit.surrogates.systems.integration.FIELD` has it, not compiled.
-        parameters: its parameters, a vector.
+        parameters: its parameters, a vector [P], or one for each trajectory, [S, P].
         states: initial states [S, N].
         times: [T], increasing or decreasing; the states are those at ``times[0]``.
         method: one of `METHODS`. The splitting schemes take it for granted that the first half of the rate depends on the second half of
@@ -127,8 +152,12 @@ def fixed_steps(
         [S, T, N].
 
     Raises:
-        ConfigError: if the method is unknown or the timestep is not positive.
+        ConfigError: if the method is unknown, the timestep is not positive, or the parameters are not [P] or [S, P].
     """
+    if parameters.ndim != 1 and parameters.shape[:-1] != states.shape[:1]:
+        raise ConfigError(
+            f"parameters must be [P] or [{len(states)}, P], one row per trajectory; found {parameters.shape}"
+        )
     if method not in METHODS:
         raise ConfigError(f"unknown method {method!r}{nearest(method, METHODS)}")
     if timestep is not None and not 0 < timestep < np.inf:
@@ -143,7 +172,7 @@ def fixed_steps(
     out = np.empty((states.shape[0], times.size, states.shape[1]))
     out[:, 0] = states
     lanes = LANES if states.shape[1] <= MANY else LANES_OF_MANY
-    tasks, loop = task_count(max(1, -(-len(states) // lanes))), _compiled(field, lanes)
+    tasks, loop = task_count(max(1, -(-len(states) // lanes))), _compiled(field, lanes, parameters.ndim == 1)
     arguments = arrays[0], arrays[1], counts, arrays[2], drifts, coefficients, out
     run_tasks(lambda task: loop(task, tasks, *arguments), tasks)
     return out

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from simkit.errors import ConfigError
 from simkit.kernels.elementary import cos, sin
 from simkit.surrogates.systems.base import Array, System
 from simkit.surrogates.systems.protocol import Protocol
@@ -37,6 +38,13 @@ DRIVEN = Protocol(
     parts=MappingProxyType({"train": 25, "test": 25}),
     duration=30.0,
     points=300,
+)
+MEASURED = Protocol(
+    source="no paper: a choice of ours like the measurement of Schmidt and Lipson 2009, which `load_real_pendulum` reads: "
+    "94 seconds at 6 points per second from about 1.4 rad",
+    parts=MappingProxyType({"train": 25, "test": 25}),
+    duration=94.0,
+    points=565,
 )
 SYMODEN = Protocol(
     source="Zhong, Dey and Chakraborty 2020, Symplectic ODE-Net, section 4 (task 1), for one constant torque of `controlled_data`; "
@@ -115,6 +123,28 @@ class DampedPendulum(Pendulum):
 
     def numba_parameters(self) -> Array:
         return np.array([self.inertia, self.torque, self.friction, 0.0, 0.0])
+
+
+class LaboratoryPendulum(DampedPendulum):
+    """A pendulum as it is measured: q'' = -(g / l) sin q - alpha q', with the angular velocity in place of a momentum.
+
+    Args:
+        length: l, of the mathematical pendulum of the same frequency; metres.
+        friction: alpha, 1/s.
+        gravity: g, m/s^2.
+
+    Raises:
+        ConfigError: if length or gravity is not positive.
+    """
+
+    name = "laboratory_pendulum"
+    protocols = MappingProxyType({"measured": MEASURED})
+
+    def __init__(self, length: float = 7.3, friction: float = 0.0127, gravity: float = 9.80665) -> None:
+        if not (length > 0 and gravity > 0):
+            raise ConfigError(f"a pendulum needs a positive length and gravity; found {length} and {gravity}")
+        super().__init__(math.sqrt(gravity / length), friction)
+        self.parameters = {"length": length, "friction": friction, "gravity": gravity}
 
 
 class DrivenPendulum(DampedPendulum):
