@@ -9,6 +9,7 @@ import pytest
 
 from simkit import potentials
 from simkit.config import parse_options
+from simkit.inference.recipe import build_simulator, read_inference_recipe
 from simkit.surrogates.models import model_class
 from simkit.training.recipe import read_nested, read_recipe
 from simkit.workflows import report
@@ -18,6 +19,7 @@ from simkit.workflows.surrogate_compare import surrogate_recipes
 EXAMPLES = Path(__file__).parents[1] / "examples"
 RECIPES = sorted((EXAMPLES / "recipes").glob("*.yaml"))
 SURROGATES = sorted((EXAMPLES / "recipes" / "surrogates").glob("*.yaml"))
+INFERENCES = sorted((EXAMPLES / "recipes" / "inference").glob("*.yaml"))
 COMPARISONS = sorted((EXAMPLES / "comparisons").glob("*.yaml"))
 
 
@@ -82,6 +84,21 @@ def test_learn_a_pendulum(tmp_path: Path, run: Run) -> None:
     text = run("06_learn_a_pendulum.py", "--out", tmp_path)
     assert "| neural-ode | 1 |" in text
     assert (tmp_path / "rollout" / "motion.gif").is_file()
+
+
+def test_infer_rates(tmp_path: Path, run: Run) -> None:
+    pytest.importorskip("sbi", reason="needs sbi (pip install 'simkit[inference]')")
+    text = run("07_infer_rates.py", "--out", tmp_path)
+    assert text.count("true rates: {'alpha':") == 2
+    assert (tmp_path / "first" / "corner.png").is_file()
+    assert (tmp_path / "second" / "report.json").is_file()
+
+
+@pytest.mark.parametrize("path", INFERENCES, ids=lambda path: path.stem)
+def test_inference_recipe_is_valid(path: Path) -> None:
+    recipe = read_inference_recipe(path)
+    assert build_simulator(recipe.simulator, path.parent).prior.dim >= 2
+    assert parse_options(type(recipe), recipe.model_dump(), "dumped recipe") == recipe
 
 
 @pytest.mark.parametrize("path", SURROGATES, ids=lambda path: path.stem)
