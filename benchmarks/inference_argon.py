@@ -13,7 +13,9 @@ The real liquid's values:
 - viscosity, for the correction of diffusion in a periodic cell: E. W. Lemmon, R. T. Jacobsen, Int. J. Thermophys. 25, 21 (2004).
 Rahman's D = 2.43e-5 cm2/s is that of his simulation, not of the real liquid.
 
-What is printed: seconds per simulation, failures, and how far both observations lie from the simulations, in their standard deviations.
+What is printed: seconds per simulation, failures, and how far both observations lie from the simulations, in their standard deviations;
+then epsilon and sigma inferred from each of them by npe (an ensemble of two) with its calibration, and for the simulated one by SMC ABC
+with as many simulations and by sbi's own NPE from the same simulations, with its defaults.
 """
 
 import argparse
@@ -28,11 +30,19 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from simkit import plotting
+from simkit.inference.calibration import calibrate
+from simkit.inference.calibration.plots import rank_difference
+from simkit.inference.infer import InferenceOptions, infer
+from simkit.inference.learning import LearningOptions
+from simkit.inference.plots import corner, predictive_bands
 from simkit.inference.simulations import Simulations, simulate
 from simkit.inference.simulator import simulation_seeds
 from simkit.inference.simulators.fluids import LennardJonesFluid
+from simkit.inference.summary import summarise
 
 TRUTH = {"epsilon": 120.0, "sigma": 3.4}
+SAMPLES = 4000
 OBSERVABLES = ("rdf", "pressure", "diffusion", "energy")
 STATES: dict[str, dict[str, Any]] = {
     "rahman": {"temperature": 94.4, "density": 1.374, "viscosity": 0.2309, "real": {"pressure": 72.8, "energy": -58.51}},
@@ -100,10 +110,68 @@ def compare(
     return table
 
 
+def by_npe(
+    simulator: LennardJonesFluid, simulations: Simulations, observation: np.ndarray, tests: Simulations, out: Path
+) -> dict[str, Any]:
+    """Infer from simulations that were run, check on others, and draw."""
+    started = time.perf_counter()
+    options = InferenceOptions(learning=LearningOptions(members=2))
+    done = infer(
+        simulator, observation, method="npe", budget=len(simulations), seed=1, options=options, simulations=simulations
+    )
+    samples = done.posterior.sample(SAMPLES, seed=1)
+    seconds = time.perf_counter() - started
+    checks = calibrate(done.posterior, simulator, count=len(tests), tests=tests, predictive=60, seconds=300.0, seed=2)
+    summary = summarise(samples, simulator.prior)
+    out.mkdir(parents=True, exist_ok=True)
+    drawn = simulator.prior.sample(SAMPLES, 3)
+    prior = simulator.prior
+    plotting.save(corner({"npe": samples}, prior.names, prior.units, prior=drawn)[0], out / "corner.png")
+    if checks.ranks:
+        plotting.save(rank_difference(checks.ranks)[0], out / "ranks.png")
+    if checks.predictive is not None and len(checks.predictive.x):
+        bands = {"prior": tests.x[tests.valid], "posterior": checks.predictive.x}
+        plotting.save(predictive_bands(bands, simulator.observables, observation)[0], out / "predictive.png")
+    return {
+        "rows": summary.rows(), "seconds": seconds, "verdicts": checks.verdicts(), "calibrated": checks.calibrated,
+        "misspecified": checks.misspecified,
+    }  # fmt: skip
+
+
+def by_smc(simulator: LennardJonesFluid, observation: np.ndarray, budget: int) -> dict[str, Any]:
+    """Infer by SMC ABC, which runs simulations of its own."""
+    started = time.perf_counter()
+    done = infer(simulator, observation, method="smc_abc", budget=budget, seed=1)
+    samples = done.posterior.sample(SAMPLES, seed=1)
+    seconds = time.perf_counter() - started
+    rows = summarise(samples, simulator.prior).rows()
+    return {"rows": rows, "seconds": seconds, "simulations": len(done.simulations)}
+
+
+def by_sbi(simulator: LennardJonesFluid, simulations: Simulations, observation: np.ndarray) -> dict[str, Any]:
+    """Infer by sbi's NPE as its first tutorial does, from simulations that were run."""
+    from sbi.inference import NPE
+    from sbi.utils import BoxUniform
+
+    low, high = simulator.prior.support()
+    valid = simulations.select(simulations.valid)
+    started = time.perf_counter()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        trainer = NPE(prior=BoxUniform(torch.tensor(low).float(), torch.tensor(high).float()), show_progress_bars=False)
+        trainer.append_simulations(torch.tensor(valid.theta).float(), torch.tensor(valid.x).float()).train()
+        posterior = trainer.build_posterior()
+        seen = torch.tensor(observation).float()
+        samples = posterior.sample((SAMPLES,), x=seen, show_progress_bars=False).double().numpy()
+    seconds = time.perf_counter() - started
+    return {"rows": summarise(samples, simulator.prior).rows(), "seconds": seconds}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--state", choices=list(STATES), default="yarnell")
     parser.add_argument("--simulations", type=int, default=200)
+    parser.add_argument("--tests", type=int, default=200)
     parser.add_argument("--atoms", type=int, default=108)
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--threads", type=int, default=1)
@@ -130,6 +198,24 @@ def main() -> None:
         "failures": simulations.failures, "seconds_each": each, "wall": wall, "processor": work, "truth": TRUTH,
         "observation": {name: np.asarray(value).tolist() for name, value in observation.items()}, "real": real,
     }  # fmt: skip
+    real_names = [name for name in OBSERVABLES if name in real]
+    tests = simulate(simulator, options.tests, seed=options.seed + 77, store=options.store.with_name("argon_tests"))
+    known = simulator.observation({name: np.asarray(value) for name, value in observation.items()})
+    liquid = fluid(options.state, real_names, options.atoms, options.steps)
+    measured = liquid.observation({name: np.asarray(real[name]) for name in real_names})
+    pictures = options.out.parent / "inference_argon"
+    found["inference"] = {
+        "simulated": by_npe(simulator, simulations, known, tests, pictures / "simulated"),
+        "real": by_npe(
+            liquid, part(simulator, simulations, real_names), measured, part(simulator, tests, real_names),
+            pictures / "real",
+        ),
+        "sbi": by_sbi(simulator, simulations, known),
+        "smc_abc": by_smc(simulator, known, options.simulations),
+    }  # fmt: skip
+    for name, result in found["inference"].items():
+        console.print(f"{name}: {result['seconds']:.0f} s", *(" ".join(row) for row in result["rows"]), sep="\n  ")
+        console.print(*result.get("verdicts", ()), sep="\n")
     options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 

@@ -109,6 +109,7 @@ class NeuralPosterior(Posterior):
         found[have < count] = torch.nan
         return found
 
+    @torch.no_grad()
     def sample_z(self, x: Tensor, count: int, seed: int) -> Tensor:
         """Return z, [M, count, D], given outputs [M, K]."""
         if not self.direct:
