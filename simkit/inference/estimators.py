@@ -173,14 +173,17 @@ class PosteriorFlow(DirectEstimator):
     def losses(self, u: Tensor, features: Tensor) -> Tensor:
         return -self.flow.log_prob(u.unsqueeze(0), features).squeeze(0)
 
+    def _given(self, x: Tensor) -> Any:
+        """Return the distributions of zuko, [M] of them; each output is summarised once."""
+        return self.flow.net(self.flow.embedding_net(self.features(x)))
+
     def sample_z(self, x: Tensor, count: int, generator: torch.Generator) -> Tensor:
-        flow = self.flow.net(self.flow.embedding_net(self.features(x)))  # the distribution of zuko, [M] of them
         noise = _base_noise((count, len(x), self.dim), generator)
-        return self.colour(flow.transform.inv(noise).transpose(0, 1))
+        return self.colour(self._given(x).transform.inv(noise).transpose(0, 1))
 
     def log_posterior(self, z: Tensor, x: Tensor) -> Tensor:
-        u = self.whiten(z).transpose(0, 1)
-        return self.flow.log_prob(u, self.features(x)).transpose(0, 1).double() - self.log_volume
+        logs: Tensor = self._given(x).log_prob(self.whiten(z).transpose(0, 1))
+        return logs.transpose(0, 1).double() - self.log_volume
 
 
 class FlowMatching(DirectEstimator):
@@ -196,15 +199,15 @@ class FlowMatching(DirectEstimator):
     def make_network(self) -> None:
         from sbi.neural_nets.net_builders.vector_field_nets import build_vector_field_estimator
 
+        self.summaries = Summaries(self.observables)
         self.field = build_vector_field_estimator(
-            torch.randn(8, self.dim),
-            torch.zeros(8, len(self.features.varying)),
+            torch.zeros(2, self.dim),
+            torch.zeros(2, self.summaries.size),
             estimator_type="flow",
             z_score_x="none",
             z_score_y="none",
             hidden_features=2 * self.options.hidden,
             num_layers=self.options.transforms,
-            embedding_net=Summaries(self.observables),
         )
 
     def losses(self, u: Tensor, features: Tensor) -> Tensor:
@@ -213,20 +216,21 @@ class FlowMatching(DirectEstimator):
         time = torch.rand(len(target), generator=generator)
         noise = _base_noise(target.shape, generator)
         at = (1 - time).unsqueeze(-1) * target + time.unsqueeze(-1) * noise
-        errors = (self._rate(at, features.repeat(self.DRAWS, 1), time) - (noise - target)).square().mean(-1)
+        seen = self.summaries(features).repeat(self.DRAWS, 1)
+        errors = (self._rate(at, seen, time) - (noise - target)).square().mean(-1)
         return errors.reshape(self.DRAWS, len(u)).mean(0)
 
-    def _rate(self, u: Tensor, features: Tensor, time: Tensor) -> Tensor:
-        rate: Tensor = self.field.forward(u, features, time)
+    def _rate(self, u: Tensor, seen: Tensor, time: Tensor) -> Tensor:
+        rate: Tensor = self.field.forward(u, seen, time)
         return rate
 
     def sample_z(self, x: Tensor, count: int, generator: torch.Generator) -> Tensor:
-        features = self.features(x).repeat_interleave(count, 0)
-        u = _base_noise((len(features), self.dim), generator)
-        parts = [self._integrate(a, b)[0] for a, b in zip(u.split(ROWS), features.split(ROWS), strict=True)]
+        seen = self.summaries(self.features(x)).repeat_interleave(count, 0)
+        u = _base_noise((len(seen), self.dim), generator)
+        parts = [self._integrate(a, b)[0] for a, b in zip(u.split(ROWS), seen.split(ROWS), strict=True)]
         return self.colour(torch.cat(parts)).reshape(len(x), count, self.dim)
 
-    def _integrate(self, u: Tensor, features: Tensor, *, backwards: bool = False) -> tuple[Tensor, Tensor]:
+    def _integrate(self, u: Tensor, seen: Tensor, *, backwards: bool = False) -> tuple[Tensor, Tensor]:
         """Carry noise to parameters, or parameters to noise where ``backwards``; also the integral of the divergence."""
         h = (1 if backwards else -1) / self.STEPS
         total = torch.zeros(len(u))
@@ -238,9 +242,9 @@ class FlowMatching(DirectEstimator):
             for share in (0.0, 0.5, 0.5, 1.0):
                 at = u + share * h * rates[-1] if rates else u
                 if divergence is None:
-                    rates.append(self._rate(at, features, t + share * h))
+                    rates.append(self._rate(at, seen, t + share * h))
                 else:
-                    rate, trace = divergence(at, features, t + share * h)
+                    rate, trace = divergence(at, seen, t + share * h)
                     rates.append(rate)
                     traces.append(trace)
             u = u + h / 6 * (rates[0] + 2 * rates[1] + 2 * rates[2] + rates[3])
@@ -248,17 +252,17 @@ class FlowMatching(DirectEstimator):
                 total = total + h / 6 * (traces[0] + 2 * traces[1] + 2 * traces[2] + traces[3])
         return u, total
 
-    def _divergence(self, u: Tensor, features: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
+    def _divergence(self, u: Tensor, seen: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             u = u.detach().requires_grad_()
-            rate = self._rate(u, features, time)
+            rate = self._rate(u, seen, time)
             rows = [torch.autograd.grad(rate[:, i].sum(), u, retain_graph=True)[0][:, i] for i in range(self.dim)]
         return rate.detach(), torch.stack(rows).sum(0)
 
     def log_posterior(self, z: Tensor, x: Tensor) -> Tensor:
-        features = self.features(x).repeat_interleave(z.shape[1], 0)
+        seen = self.summaries(self.features(x)).repeat_interleave(z.shape[1], 0)
         u = self.whiten(z).reshape(-1, self.dim)
-        ends = [self._integrate(a, b, backwards=True) for a, b in zip(u.split(ROWS), features.split(ROWS), strict=True)]
+        ends = [self._integrate(a, b, backwards=True) for a, b in zip(u.split(ROWS), seen.split(ROWS), strict=True)]
         logs = [-0.5 * (noise.square() + LOG_2PI).sum(-1) + total for noise, total in ends]
         return torch.cat(logs).double().reshape(z.shape[:2]) - self.log_volume
 

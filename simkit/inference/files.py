@@ -42,6 +42,9 @@ class _Parts(nn.Module):
 def save(posterior: Posterior, path: str | os.PathLike[str]) -> None:
     """Write a posterior as one safetensors file, atomically; read it with `load`.
 
+    The region of truncated proposals is not kept, since it is made of the networks of all rounds: a posterior that was loaded is not
+    confined to it.
+
     Raises:
         ModelFileError: if the posterior belongs to a simulator's own likelihood (hmc), which no file can hold.
         OutputError: if the file cannot be written.
@@ -84,6 +87,13 @@ def load(path: str | os.PathLike[str]) -> Posterior:
     """
     header = read_model_header(path, FORMAT, FORMAT_VERSION, "posterior")
     parts = rebuild_model(path, header, _build, "cpu")
+    try:
+        return _assemble(header, parts)
+    except KeyError as error:
+        raise ModelFileError(f"{path} does not hold a consistent posterior: its header lacks {error}") from error
+
+
+def _assemble(header: Mapping[str, Any], parts: _Parts) -> Posterior:
     observables = _observables(header)
     prior = prior_from(header["prior"])
     reference = None if header["reference"] is None else torch.tensor(header["reference"], dtype=torch.float64).numpy()
@@ -105,7 +115,7 @@ def load(path: str | os.PathLike[str]) -> Posterior:
         )
     features = parts.parts["features"]
     if not isinstance(features, Features):
-        raise ModelFileError(f"{path} does not hold a consistent posterior")
+        raise KeyError("features")
     found = RejectionPosterior(
         prior, observables, features, parts.tensor("z"), parts.tensor("seen"), header["kept"], adjust=header["adjust"]
     )

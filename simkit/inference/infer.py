@@ -23,6 +23,7 @@ from simkit.inference.learning import LearningOptions, train_members
 from simkit.inference.neural import ExactPosterior, NeuralPosterior, Tractable
 from simkit.inference.posterior import Posterior
 from simkit.inference.priors import Array
+from simkit.inference.region import Region
 from simkit.inference.simulations import Simulations, simulate
 from simkit.inference.simulator import Simulator
 from simkit.inference.success import learn_success
@@ -236,8 +237,8 @@ class _Run:
             posterior.reference = self.x_o
         return Inference(posterior, self.done, self.rounds, stopped)
 
-    def learn(self) -> NeuralPosterior:
-        """Train an ensemble on all simulations so far."""
+    def learn(self, region: Region | None = None) -> NeuralPosterior:
+        """Train an ensemble on all simulations so far, the last of them confined to a region."""
         started = time.monotonic()
         plan, prior = METHODS[self.method], self.simulator.prior
         z = prior.to_normal(torch.from_numpy(self.done.theta)).numpy()
@@ -266,6 +267,7 @@ class _Run:
             reference=self.x_o,
             amortised=not plan.sequential,
             success=success,
+            region=region,
         )
         learning = time.monotonic() - started
         losses = tuple(min(float(row["valid_loss"]) for row in result.rows) for result in results)
@@ -308,19 +310,18 @@ class _Run:
                 f"{self.method} learns the posterior itself, and only truncated proposals leave that right; "
                 "use proposal: truncated, or snle or snre"
             )
+        if kind == "disagreement" and self.options.learning.members < 2:
+            raise ConfigError("proposals by disagreement need an ensemble: set learning.members to 2 or more")
         proposer = Proposer(kind, self.options.epsilon, torch.from_numpy(self.x_o))
         rule = StoppingRule(self.options.stopping, torch.from_numpy(self.x_o))
         share = math.ceil(self.budget / self.options.rounds)
         if len(self.done) < share:
             self.simulate_prior(min(share, self.budget) - len(self.done))
-        posterior = self.learn()
-        stopped = rule.reason(posterior, self.rounds[-1].simulating)
-        while len(self.done) < self.budget and not stopped:
-            z = proposer.propose(
-                posterior, self.done, min(share, self.budget - len(self.done)), self.seed + len(self.rounds)
-            )
+        while True:
+            posterior = self.learn(proposer.region)
+            left = self.budget - len(self.done)
+            stopped = rule.reason(posterior, self.rounds[-1].simulating) if left > 0 else ""
+            if stopped or left <= 0:
+                return self.finished(posterior, stopped)
+            z = proposer.propose(posterior, self.done, min(share, left), self.seed + len(self.rounds))
             self.simulate(self.simulator.prior.from_normal(z).numpy())
-            posterior = self.learn()
-            posterior.region = proposer.region
-            stopped = rule.reason(posterior, self.rounds[-1].simulating)
-        return self.finished(posterior, stopped)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from simkit.errors import ConfigError
+from simkit.errors import ConfigError, DataError
 from simkit.inference.estimators import DirectEstimator, Estimator, LikelihoodEstimator, RatioClassifier
 from simkit.inference.posterior import Posterior
 from simkit.inference.priors import Array, Prior, normal_log_prob
@@ -22,8 +22,8 @@ FEWEST_PARTICLES = 500
 """Of a tempered population: with fewer, its covariance and evidence are too noisy."""
 ATTEMPTS = 8
 """Times that samples are drawn until enough of them lie inside a region."""
-VALUES = 400_000
-"""Samples of posteriors that are drawn at once, to bound memory."""
+VALUES, PARTICLES = 400_000, 50_000
+"""Samples of posteriors that are drawn at once, and particles that move at once, to bound memory: gradients of a flow take 20 kB each."""
 
 
 @runtime_checkable
@@ -76,13 +76,19 @@ class NeuralPosterior(Posterior):
         return isinstance(self.members[0], DirectEstimator)
 
     def sample(self, count: int, observation: Array | None = None, *, seed: int = 0) -> Array:
-        return self.sample_many(self.resolve(observation)[None], count, seed=seed)[0]
+        samples = self.sample_many(self.resolve(observation)[None], count, seed=seed)[0]
+        if np.isnan(samples).any():
+            raise DataError(
+                f"this {self.method} posterior lies outside the region that was simulated in its last round: infer with more "
+                "simulations or fewer rounds"
+            )
+        return samples
 
     @torch.no_grad()
     def sample_many(self, observations: Array, count: int, *, seed: int = 0) -> Array:
         """Return parameters [M, count, D] given each of M observations [M, K]."""
         x = torch.from_numpy(np.ascontiguousarray(observations, dtype=np.float64))
-        together = max(1, VALUES // max(count, 1 if self.direct else FEWEST_PARTICLES))
+        together = max(1, VALUES // count if self.direct else PARTICLES // max(count, FEWEST_PARTICLES))
         draw = self.sample_z if self.region is None else self._sample_inside
         parts = [draw(rows, count, seed + 7919 * i) for i, rows in enumerate(x.split(together))]
         return self.prior.from_normal(torch.cat(parts)).numpy()
@@ -151,7 +157,8 @@ class NeuralPosterior(Posterior):
         z = self.prior.to_normal(values)
         inside = z.isfinite().all(-1)
         logs = torch.full((len(z),), -torch.inf, dtype=torch.float64)
-        logs[inside] = self.log_density(z[inside], x) - self.prior.log_jacobian(z[inside])
+        if bool(inside.any()):  # the networks take no empty batches
+            logs[inside] = self.log_density(z[inside], x) - self.prior.log_jacobian(z[inside])
         return logs.numpy()
 
     @torch.no_grad()

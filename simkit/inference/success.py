@@ -17,15 +17,17 @@ class SuccessModel(nn.Module):
 
     HIDDEN, STEPS, RATE, DECAY = 32, 400, 1e-2, 1e-3
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, seed: int = 0) -> None:
         super().__init__()
-        self.network = nn.Sequential(
-            nn.Linear(dim, self.HIDDEN),
-            nn.SiLU(),
-            nn.Linear(self.HIDDEN, self.HIDDEN),
-            nn.SiLU(),
-            nn.Linear(self.HIDDEN, 1),
-        ).double()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.network = nn.Sequential(
+                nn.Linear(dim, self.HIDDEN),
+                nn.SiLU(),
+                nn.Linear(self.HIDDEN, self.HIDDEN),
+                nn.SiLU(),
+                nn.Linear(self.HIDDEN, 1),
+            ).double()
 
     def log_chance(self, z: Tensor) -> Tensor:
         """Return the log of the chance, [...], for z [..., D] float64; differentiable."""
@@ -34,9 +36,7 @@ class SuccessModel(nn.Module):
 
 def learn_success(z: Array, succeeded: Array, seed: int = 0) -> SuccessModel:
     """Fit the chance of success to simulations at z [N, D] that did or did not succeed, [N] bool: cross-entropy, all data at each step."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = SuccessModel(z.shape[1])
+    model = SuccessModel(z.shape[1], seed)
     at, target = torch.from_numpy(z), torch.from_numpy(succeeded).double()
     optimizer = torch.optim.AdamW(model.parameters(), lr=model.RATE, weight_decay=model.DECAY)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, model.STEPS)
