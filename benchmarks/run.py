@@ -1,6 +1,6 @@
 """Run the benchmarks that the machine has data for: python benchmarks/run.py [--peer-python ENV/bin/python].
 
-finetune.py, which trains for 20 minutes, is run by itself.
+finetune.py and active_learning.py, which train for 20 minutes and more, are run by themselves.
 """
 
 import argparse

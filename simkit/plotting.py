@@ -121,7 +121,7 @@ def learning_curve(
                 ax.plot(epochs[kept], values[kept], color=colour, label=label, marker="." if kept.sum() < 30 else None)
         if ax.lines and not negative:
             ax.set_yscale("log")
-            _plain_log_ticks(ax)
+            plain_log_ticks(ax)
         ax.set(title=title, xlabel="epoch", ylabel=unit)
         if ax.lines:
             ax.legend()
@@ -144,7 +144,7 @@ def _describe(quantity: str, given: Mapping[str, tuple[str, float]] | None = Non
     return name.replace("_", " "), f"{kind.upper()} ({unit})" if unit else kind.upper(), factor
 
 
-def _plain_log_ticks(ax: Axes, which: Literal["x", "y"] = "y") -> None:
+def plain_log_ticks(ax: Axes, which: Literal["x", "y"] = "y") -> None:
     """Write numbers instead of powers of ten; on an axis that spans less than two decades label others between them as well."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
@@ -233,7 +233,7 @@ def relaxation(energies: ArrayLike, max_forces: ArrayLike, fmax: float) -> list[
     right.plot(forces, color=BLUE, marker=marker)
     right.axhline(fmax, color=VERMILION, linestyle="--", label=f"threshold {fmax:g} eV/Å")
     right.set(xlabel="step", ylabel="largest force (eV/Å)", title="Force", yscale="log")
-    _plain_log_ticks(right)
+    plain_log_ticks(right)
     right.legend()
     return [left, right]
 
@@ -293,8 +293,8 @@ def error_against_cost(panels: Sequence[CostPanel]) -> list[Axes]:
         ax.scatter(x, y, s=36, c=colours, edgecolors="white", linewidths=0.6, zorder=3)
         ax.set(xscale="log", yscale="log", xlabel=panel.cost_label, ylabel=panel.error_label, title=panel.title)
         ax.set(xlim=_with_room(x), ylim=_with_room(y))
-        _plain_log_ticks(ax)
-        _plain_log_ticks(ax, "x")
+        plain_log_ticks(ax)
+        plain_log_ticks(ax, "x")
     row[0].get_figure().draw_without_rendering()  # type: ignore[union-attr]  # places are known from here on
     for ax, panel in zip(row, panels, strict=True):
         _name_points(ax, panel.points)

@@ -32,6 +32,9 @@ COMMANDS = [
     "analyze",
     "label",
     "sample",
+    "active",
+    "infer",
+    "simulators",
     "models",
     "quickstart",
 ]

@@ -7,7 +7,9 @@ import typer
 from typer.core import TyperGroup
 
 from simkit import __version__
+from simkit.cli.active import active
 from simkit.cli.dynamics import analyze, eos, md, relax
+from simkit.cli.inversion import infer, simulators
 from simkit.cli.labels import label, sample
 from simkit.cli.learning import compare, evaluate, info, models, predict, quickstart, train
 from simkit.cli.motion import surrogate
@@ -18,6 +20,8 @@ INTERRUPTED = {
     "md": "; what was done is saved; continue with the same command and --restart",
     "label": "; what was done is saved; continue with the same command",
     "quickstart": "; what was done is saved; continue with the same command",
+    "active": "; what was done is saved; continue with the same command and --resume",
+    "infer": "; what was done is saved; continue with the same command and --resume",
     "compare": "; what was done is saved; continue with the same command",
     "surrogate": "; what was trained is saved; continue a comparison with the same command, a training with --resume",
 }
@@ -61,7 +65,24 @@ def _options(
     pass
 
 
-for _command in (train, compare, evaluate, predict, info, md, relax, eos, analyze, label, sample, models, quickstart):
+for _command in (
+    train,
+    compare,
+    evaluate,
+    predict,
+    info,
+    md,
+    relax,
+    eos,
+    analyze,
+    label,
+    sample,
+    active,
+    infer,
+    simulators,
+    models,
+    quickstart,
+):
     app.command()(_command)
 app.add_typer(surrogate, name="surrogate")
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,21 @@ from simkit.workflows.text import epoch_printer, silent
 MODEL, RAW_MODEL, RECIPE = "model.safetensors", "model_raw.safetensors", "recipe.yaml"
 
 
+@dataclass(frozen=True)
+class Trained:
+    """A trained potential, on the CPU, and what it was trained on.
+
+    Attributes:
+        potential: with the best averaged weights; ``info`` says how it came about.
+        data: the stores. result: of the training. origins: where the references of each quantity came from.
+    """
+
+    potential: Potential
+    data: TrainingData
+    result: FitResult
+    origins: Mapping[str, str]
+
+
 def train(
     recipe: Recipe, out: str | Path, *, resume: bool = False, echo: Callable[[str], None] = print
 ) -> TrainingReport:
@@ -55,6 +70,25 @@ def train(
     if not resume and any((folder / name).exists() for name in (CHECKPOINT, MODEL)):
         raise OutputError(f"{folder} already holds a training; add --resume to continue it, or choose another folder")
     recipe = inherited(recipe)
+    trained = train_potential(recipe, folder, resume=resume, echo=echo, first=first)
+    if not first:
+        result = trained.result
+        return TrainingReport(folder, {}, result.seconds, result.epochs, trained.potential.num_parameters, None, [])
+    return finish(recipe, trained, folder)
+
+
+def train_potential(
+    recipe: Recipe, folder: Path, *, resume: bool, echo: Callable[[str], None], first: bool = True
+) -> Trained:
+    """Train a potential without evaluating it; recipe, split, log and checkpoint are in ``folder``, the model is not saved.
+
+    Args:
+        recipe: with the model section of the file that it starts from, see `inherited`.
+        first: whether this is the process that writes.
+
+    Raises:
+        ConfigError, DataError, LabelError, OutputError, KeyboardInterrupt: as `train`.
+    """
     prepared = prepare(recipe, folder, echo, write=first)
     data, potential = prepared.data, prepared.potential
     resuming = resume and (folder / CHECKPOINT).exists()
@@ -79,12 +113,10 @@ def train(
         result = _of_potential(result)
     if recipe.start is not None:
         result = merged(potential, result)
-    if not first:
-        return TrainingReport(folder, {}, result.seconds, result.epochs, potential.num_parameters, None, [])
     _describe(potential, recipe, data, result)
     if learned is not None:
         potential.info["learned_noise"] = learned.noise()
-    return finish(recipe, potential, data, result, folder, prepared.origins)
+    return Trained(potential, data, result, prepared.origins)
 
 
 def _of_potential(result: FitResult) -> FitResult:
@@ -99,15 +131,9 @@ def is_first_process() -> bool:
     return int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0) == 0
 
 
-def finish(
-    recipe: Recipe,
-    potential: Potential,
-    data: TrainingData,
-    result: FitResult,
-    folder: Path,
-    origins: Mapping[str, str],
-) -> TrainingReport:
+def finish(recipe: Recipe, trained: Trained, folder: Path) -> TrainingReport:
     """Save both models, evaluate every part and write metrics, plots and report."""
+    potential, data, result = trained.potential, trained.data, trained.result
     predictions = {}
     for name, store in data.parts().items():
         outputs = labels_to_evaluate(potential, store)
@@ -117,7 +143,16 @@ def finish(
     if data.test is not None:
         warnings = extrapolation_warnings(potential.info["domain"], closest_distances(data.test), "test set")
     report = write_report(
-        folder, recipe, potential, data.parts(), predictions, result, data.splits, warnings, origins, data.duplicates
+        folder,
+        recipe,
+        potential,
+        data.parts(),
+        predictions,
+        result,
+        data.splits,
+        warnings,
+        trained.origins,
+        data.duplicates,
     )
     potential.info["errors"] = report.metrics
     best = {name: value.clone() for name, value in potential.state_dict().items()}
