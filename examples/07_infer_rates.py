@@ -8,6 +8,8 @@ Writes posteriors, tables and pictures: parameters, ranks, coverage and what the
 import argparse
 from pathlib import Path
 
+from simkit.inference.infer import InferenceOptions
+from simkit.inference.learning import LearningOptions
 from simkit.inference.recipe import CalibrationOptions, InferenceRecipe, build_simulator
 from simkit.inference.simulator import simulation_seeds
 from simkit.workflows.inference import POSTERIOR, run_inference
@@ -22,10 +24,9 @@ recipe = InferenceRecipe(
     method="npe",
     budget=200 if arguments.smoke else 5000,
     samples=1000 if arguments.smoke else 10_000,
+    options=InferenceOptions(learning=LearningOptions(max_epochs=3 if arguments.smoke else 500)),
     calibration=CalibrationOptions(count=50 if arguments.smoke else 300, predictive=50 if arguments.smoke else 300),
 )
-if arguments.smoke:
-    recipe.options.learning.max_epochs = 3
 simulator = build_simulator(recipe.simulator)
 
 truth = simulator.prior.sample(2, seed=7)  # two ecosystems that we pretend to have observed
