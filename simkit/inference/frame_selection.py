@@ -43,7 +43,7 @@ def farthest_points(points: ArrayLike, count: int, known: ArrayLike | None = Non
     """Return up to ``count`` points, each the farthest from all known and chosen ones (Gonzalez, Theor. Comput. Sci. 38, 293 (1985)).
 
     As a choice of training data: Sener & Savarese, ICLR 2018. The first is the first point where nothing is known. Points that coincide
-    with a known or chosen one are never taken.
+    with a known or chosen one, so that their squared distance is zero, are never taken.
 
     Args:
         points: [C, K]. count: at least 0. known: [L, K], such as those of the frames that are labelled already.
