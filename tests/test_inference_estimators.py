@@ -16,7 +16,9 @@ from exact_posterior import MAP, NOISE, PRIOR, GaussianPosterior, LinearSimulato
 from torch import Tensor
 
 from simkit.errors import DataError
-from simkit.inference.estimators import ESTIMATORS, Estimator, NetworkOptions
+from simkit.inference.direct import DirectEstimator
+from simkit.inference.estimator import Estimator, NetworkOptions
+from simkit.inference.estimators import ESTIMATORS
 from simkit.inference.learning import LearningOptions, train_members
 from simkit.inference.neural import NeuralPosterior
 from simkit.inference.priors import Array, IndependentPrior, Normal
@@ -150,14 +152,54 @@ def test_whitening() -> None:
     z = rng.standard_normal((500, 3)) @ factor.T + [2.0, -1.0, 0.5]
     estimator = ESTIMATORS["nre"](3, (Observable("x", (2,)),), NetworkOptions(hidden=4, transforms=1))
     estimator.adapt(z, rng.standard_normal((500, 2)))
-    u = estimator.whiten(torch.from_numpy(z).reshape(5, 100, 3))
+    nothing = torch.zeros(2)
+    u = estimator.whiten(torch.from_numpy(z).reshape(5, 100, 3), nothing)
     assert u.shape == (5, 100, 3)
     flat = u.reshape(-1, 3).double()
     assert flat.mean(0).abs().max() < 1e-5
     torch.testing.assert_close(torch.cov(flat.T), torch.eye(3, dtype=torch.float64), atol=1e-4, rtol=0)
-    np.testing.assert_allclose(estimator.colour(u).reshape(-1, 3).numpy(), z, atol=1e-5)
+    np.testing.assert_allclose(estimator.colour(u, nothing).reshape(-1, 3).numpy(), z, atol=1e-5)
     expected = 0.5 * np.linalg.slogdet(np.cov(z.T))[1]
     assert float(estimator.log_volume) == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["npe", "fmpe"])
+def test_bounds_and_regression(name: str) -> None:
+    """Parameters between bounds: back and forth, the change of variables, nothing outside, and a density that integrates to one."""
+    rng = np.random.default_rng(5)
+    z = rng.standard_normal((400, 1))
+    uniform = 2 * scipy.stats.norm.cdf(z) - 1
+    wide = uniform + rng.standard_normal((400, 1))
+    (vague,), _ = train_members(name, z, wide, (Observable("x"),), BRIEF, seed=1, bounded=[True])
+    assert not vague.bounded.any()  # what the regression leaves is too much
+    x = uniform + 0.1 * rng.standard_normal((400, 1))
+    (estimator,), _ = train_members(name, z, x, (Observable("x"),), BRIEF, seed=1, bounded=[True])
+    assert isinstance(estimator, DirectEstimator)
+    assert estimator.bounded.all()
+    values = torch.linspace(-3.0, 3.0, 13, dtype=torch.float64).reshape(-1, 1)
+    v = estimator.natural(values)
+    assert v.abs().max() < math.sqrt(3)
+    torch.testing.assert_close(estimator.unbounded(v), values, rtol=0, atol=1e-9)
+    assert estimator.unbounded(torch.tensor([[1.8]], dtype=torch.float64)).isnan().all()
+    step = 1e-6
+    slope = (estimator.natural(values + step) - estimator.natural(values - step)) / (2 * step)
+    torch.testing.assert_close(estimator.log_stretch(values), slope.log().squeeze(-1), rtol=0, atol=1e-6)
+    seen = estimator.features(torch.from_numpy(x))
+    torch.testing.assert_close(
+        estimator.colour(estimator.whiten(torch.from_numpy(z), seen), seen), torch.from_numpy(z), rtol=0, atol=1e-4
+    )
+    left = estimator.natural(torch.from_numpy(z)) - estimator.expected(seen)
+    assert float(left.var()) < 0.3 * float(estimator.natural(torch.from_numpy(z)).var())
+    with torch.no_grad():
+        observed = torch.tensor([[0.9], [0.0]], dtype=torch.float64)
+        drawn = estimator.sample_z(observed, 2000, torch.Generator().manual_seed(0))
+        grid = torch.linspace(-6.0, 6.0, 1201, dtype=torch.float64).reshape(1, -1, 1).expand(2, -1, 1)
+        density = estimator.log_posterior(grid, observed).exp()
+    assert drawn.isfinite().all()
+    mass = torch.trapezoid(density, grid[..., 0], dim=1)
+    np.testing.assert_allclose(mass.numpy(), 1.0, atol=0.05)  # the share inside is known to a few percent
+    mean = torch.trapezoid(density * grid[..., 0], grid[..., 0], dim=1) / mass
+    np.testing.assert_allclose(mean.numpy(), drawn.mean(1)[:, 0].numpy(), atol=0.06)
 
 
 @pytest.mark.parametrize("name", ["npe", "nle"])

@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from simkit.errors import ModelFileError, OutputError
 from simkit.files import read_model_header, write_model
 from simkit.inference.approximate import PopulationPosterior, RejectionPosterior
-from simkit.inference.estimators import ESTIMATORS, NetworkOptions
+from simkit.inference.estimator import NetworkOptions
+from simkit.inference.estimators import ESTIMATORS
 from simkit.inference.files import FORMAT, FORMAT_VERSION, load, save
 from simkit.inference.infer import infer
 from simkit.inference.neural import ExactPosterior, NeuralPosterior

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from simkit.errors import ConfigError, DataError
 from simkit.inference.acquisition import StoppingOptions
-from simkit.inference.estimators import FlowMatching, NetworkOptions
+from simkit.inference.direct import FlowMatching
+from simkit.inference.estimator import NetworkOptions
 from simkit.inference.infer import AMORTISED, METHODS, Inference, InferenceOptions, infer
 from simkit.inference.learning import LearningOptions
 from simkit.inference.neural import NeuralPosterior

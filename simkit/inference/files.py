@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from simkit.errors import ModelFileError
 from simkit.files import read_model_header, rebuild_model, write_model
 from simkit.inference.approximate import PopulationPosterior, RejectionPosterior
-from simkit.inference.estimators import ESTIMATORS, Estimator, NetworkOptions
+from simkit.inference.estimator import Estimator, NetworkOptions
+from simkit.inference.estimators import ESTIMATORS
 from simkit.inference.features import Features
 from simkit.inference.neural import NeuralPosterior
 from simkit.inference.posterior import Posterior
@@ -134,7 +135,7 @@ def _build(header: Mapping[str, Any]) -> _Parts:
     if "estimator" in header:
         options = NetworkOptions(**header["network"])
         for i, (seed, varying) in enumerate(zip(header["seeds"], header["varying"], strict=True)):
-            member = ESTIMATORS[header["estimator"]](prior.dim, observables, options, seed)
+            member = ESTIMATORS[header["estimator"]](prior.dim, observables, options, seed, prior.bounded)
             member.features.varying.copy_(torch.tensor(varying))
             member.build()
             parts[f"member{i}"] = member

@@ -253,6 +253,7 @@ class _Run:
             self.simulator.observables,
             self.options.learning,
             seed=self.seed,
+            bounded=prior.bounded,
             folder=folder,
         )
         success = None

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from simkit.config import Options
 from simkit.errors import ConfigError, DataError
-from simkit.inference.estimators import ESTIMATORS, Estimator, NetworkOptions
+from simkit.inference.estimator import Estimator, NetworkOptions
+from simkit.inference.estimators import ESTIMATORS
 from simkit.inference.priors import Array
 from simkit.inference.simulations import digest
 from simkit.inference.simulator import Observable
@@ -87,6 +88,7 @@ def train_members(
     options: LearningOptions,
     *,
     seed: int = 0,
+    bounded: Sequence[bool] = (),
     folder: str | Path | None = None,
 ) -> tuple[list[Estimator], list[FitResult]]:
     """Train the networks of an ensemble.
@@ -94,6 +96,7 @@ def train_members(
     Args:
         name: one of `ESTIMATORS`.
         z: parameters [N, D] in standard normal variables; ``x``: finite outputs [N, K].
+        bounded: which parameters have a bounded prior, see `Estimator`.
         folder: for logs and checkpoints, one folder within it per member. A member whose training was cut off there is taken up again.
 
     Raises:
@@ -108,21 +111,27 @@ def train_members(
     with tempfile.TemporaryDirectory() as scratch:
         for member in range(options.members):
             out = Path(folder or scratch) / f"member-{member}"
-            estimator, result = _train(name, z, x, observables, options, seed * 1009 + member, out)
+            estimator, result = _train(name, z, x, observables, options, seed * 1009 + member, bounded, out)
             members.append(estimator)
             results.append(result)
     return members, results
 
 
 def _train(
-    name: str, z: Array, x: Array, observables: Sequence[Observable], options: LearningOptions, seed: int, out: Path
+    name: str,
+    z: Array,
+    x: Array,
+    observables: Sequence[Observable],
+    options: LearningOptions,
+    seed: int,
+    bounded: Sequence[bool],
+    out: Path,
 ) -> tuple[Estimator, FitResult]:
-    estimator = ESTIMATORS[name](z.shape[1], observables, options.network, seed)
+    estimator = ESTIMATORS[name](z.shape[1], observables, options.network, seed, bounded)
     estimator.adapt(z, x)
     generator = torch.Generator().manual_seed(seed)
-    pairs = Pairs(
-        estimator.whiten(torch.from_numpy(z)), estimator.features(torch.from_numpy(np.ascontiguousarray(x)), generator)
-    )
+    features = estimator.features(torch.from_numpy(np.ascontiguousarray(x)), generator)
+    pairs = Pairs(estimator.whiten(torch.from_numpy(z), features), features)
     order = torch.randperm(len(z), generator=generator)
     valid = max(2, round(options.validation * len(z)))
     training = TrainingOptions(

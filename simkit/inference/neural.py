@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from simkit.errors import ConfigError, DataError
-from simkit.inference.estimators import DirectEstimator, Estimator, LikelihoodEstimator, RatioClassifier
+from simkit.inference.direct import DirectEstimator
+from simkit.inference.estimator import Estimator
+from simkit.inference.likelihood import LikelihoodEstimator, RatioClassifier
 from simkit.inference.posterior import Posterior
 from simkit.inference.priors import Array, Prior, normal_log_prob
 from simkit.inference.region import Region

@@ -209,6 +209,12 @@ class Prior(ABC):
     def describe(self) -> dict[str, Any]:
         """Return what `prior_from` takes to make the same prior, of plain types."""
 
+    @property
+    def bounded(self) -> tuple[bool, ...]:
+        """Which parameters lie between two bounds."""
+        low, high = self.support()
+        return tuple((np.isfinite(low) & np.isfinite(high)).tolist())
+
     def log_jacobian(self, z: Tensor) -> Tensor:
         """Return log |d theta / d z|, [...]: what turns a density of z into one of theta."""
         return normal_log_prob(z) - self.log_prob(self.from_normal(z))

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from simkit.inference.estimators import DirectEstimator, LikelihoodEstimator, NetworkOptions, RatioClassifier
+from simkit.inference.direct import DirectEstimator
+from simkit.inference.estimator import NetworkOptions
+from simkit.inference.likelihood import LikelihoodEstimator, RatioClassifier
 from simkit.inference.priors import LOG_2PI
 from simkit.inference.simulator import Observable
 
@@ -56,6 +58,12 @@ class GaussianDirect(DirectEstimator):
 
     def losses(self, u: Tensor, features: Tensor) -> Tensor:
         raise NotImplementedError("it is not trained")
+
+    def draw(self, features: Tensor, count: int, generator: torch.Generator) -> Tensor:
+        raise NotImplementedError("z is drawn directly")
+
+    def log_density(self, u: Tensor, features: Tensor) -> Tensor:
+        raise NotImplementedError("z is drawn directly")
 
     def sample_z(self, x: Tensor, count: int, generator: torch.Generator) -> Tensor:
         shape = (len(x), count, self.dim)
