@@ -49,17 +49,18 @@ def ase_step_ms(atoms: Atoms, calculator: Any) -> float:
 
 def qm9_molecules(path: str, count: int = 100) -> list[Atoms]:
     """Return random QM9 molecules from the flat .npz file, the same on every call."""
-    data = np.load(path)
-    numbers, positions = data["numbers"], data["positions"]
-    ptr = np.concatenate([[0], np.cumsum(data["n_atoms"].astype(np.int64))])
+    with np.load(path) as data:
+        numbers, positions = data["numbers"], data["positions"]
+        ptr = np.concatenate([[0], np.cumsum(data["n_atoms"].astype(np.int64))])
     chosen = np.random.default_rng(0).choice(len(ptr) - 1, count)
     return [Atoms(numbers[ptr[k] : ptr[k + 1]], positions[ptr[k] : ptr[k + 1]]) for k in chosen]
 
 
 def ethanol_frames(path: str, count: int = 10) -> list[Atoms]:
     """Return the first rMD17 ethanol frames."""
-    data = np.load(path)
-    return [Atoms(data["nuclear_charges"], frame) for frame in data["coords"][:count]]
+    with np.load(path) as data:
+        numbers, frames = data["nuclear_charges"], data["coords"][:count]
+    return [Atoms(numbers, frame) for frame in frames]
 
 
 def training_batches(data: str) -> dict[str, tuple[list[Atoms], bool]]:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from importlib import import_module
 from typing import Any, TypeVar, get_args
 
+import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
 from simkit.errors import ConfigError
@@ -17,6 +18,10 @@ class Options(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=False, protected_namespaces=())
+
+    def to_yaml(self) -> str:
+        """Return the options as a recipe with every default written out."""
+        return yaml.safe_dump(self.model_dump(mode="json", exclude_none=True), sort_keys=False)
 
     @field_validator("*", mode="before")
     @classmethod

@@ -533,9 +533,10 @@ def test_rmd17_reference_files(data_dir: Path) -> None:
         assert len(set(store.formulas().tolist())) == 1
         assert store.info["level_of_theory"] == "PBE/def2-SVP"
         assert "WARNING" not in store.describe()
-    arrays = np.load(data_dir / "rmd17" / "rmd17_toluene_test_01.npz")
+    with np.load(data_dir / "rmd17" / "rmd17_toluene_test_01.npz") as arrays:
+        energies = arrays["energies"]
     store = load("rmd17", molecule="toluene", split="test_01", root=data_dir)
-    np.testing.assert_allclose(store.labels["energy"], arrays["energies"] * 0.0433641043, rtol=1e-7)
+    np.testing.assert_allclose(store.labels["energy"], energies * 0.0433641043, rtol=1e-7)
 
 
 # --------------------------------------------------------------------------------------------------------------- QM9

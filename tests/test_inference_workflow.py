@@ -76,10 +76,11 @@ def test_a_simulator_of_ones_own(folder: Path, shell: Shell) -> None:
     report = json.loads((folder / "out" / "report.json").read_text())
     assert report["simulations"] == 300
     assert report["calibration"]["simulated"] == 40
-    samples = np.load(folder / "out" / "samples.npz")
-    assert samples["theta"].shape == (400, 2)
-    assert samples["names"].tolist() == ["height", "rate"]
-    assert (samples["theta"] > [0.5, 0.1]).all()
+    with np.load(folder / "out" / "samples.npz") as samples:
+        theta, names = samples["theta"], samples["names"].tolist()
+    assert theta.shape == (400, 2)
+    assert names == ["height", "rate"]
+    assert (theta > [0.5, 0.1]).all()
 
 
 def test_a_posterior_is_reused_and_nothing_is_overwritten(folder: Path, shell: Shell) -> None:

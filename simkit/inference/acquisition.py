@@ -124,26 +124,24 @@ class Proposer:
             ConfigError: if an ensemble of one is asked for its disagreement.
         """
         if self.kind == "truncated":
-            self._truncate(posterior, seed)
-            return self.region.sample(count, seed)  # type: ignore[union-attr]
+            self.region = self._truncated(posterior, seed)
+            return self.region.sample(count, seed)
         if self.kind == "posterior":
             return posterior.sample_z(self.observation.unsqueeze(0), count, seed)[0]
         if len(posterior.members) < 2:
             raise ConfigError("proposals by disagreement need an ensemble: set learning.members to 2 or more")
         return self._disagreement(posterior, done, count, seed)
 
-    def _truncate(self, posterior: NeuralPosterior, seed: int) -> None:
+    def _truncated(self, posterior: NeuralPosterior, seed: int) -> Region:
+        """The region of the posterior and of all before it: inside, every round's parameters are distributed as the prior is."""
         samples = posterior.sample_z(self.observation.unsqueeze(0), SAMPLES, seed)[0]
 
         def density(z: Tensor) -> Tensor:
             return posterior.log_density(z, self.observation)
 
         threshold = highest_density(density, samples, self.epsilon)
-        earlier = self.region
-        if earlier is None:
-            self.region = Region([density], [threshold], samples)
-        else:  # the intersection, so that inside it every round's parameters are distributed as the prior is
-            self.region = Region([*earlier.densities, density], [*earlier.thresholds, threshold], samples)
+        densities, thresholds = ([], []) if self.region is None else (self.region.densities, self.region.thresholds)
+        return Region([*densities, density], [*thresholds, threshold], samples)
 
     def _disagreement(self, posterior: NeuralPosterior, done: Simulations, count: int, seed: int) -> Tensor:
         """Candidates around the posterior, drawn in proportion to the spread of the members' densities there, per second."""

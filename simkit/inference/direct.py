@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from simkit.inference.estimator import ROWS, Estimator, NetworkOptions, base_noise, build_flow
+from simkit.inference.estimator import ROWS, Estimator, NetworkOptions, build_flow
 from simkit.inference.features import Summaries
+from simkit.inference.filling import draw_until
 from simkit.inference.priors import LOG_2PI
 from simkit.inference.simulator import Observable
 
@@ -76,21 +77,13 @@ class DirectEstimator(Estimator):
     def sample_z(self, x: Tensor, count: int, generator: torch.Generator) -> Tensor:
         """Return z, [M, count, D] float64, given each of M outputs [M, K]; NaN where next to nothing lies within the prior's bounds."""
         features = self.features(x)
-        found = torch.full((len(x), count, self.dim), torch.nan, dtype=torch.float64)
-        have = torch.zeros(len(x), dtype=torch.int64)
-        for attempt in range(self.ATTEMPTS):
-            rows = (have < count).nonzero().squeeze(-1)
-            if not len(rows):
-                break
-            wanted = count - int(have[rows].min())
-            u = self.draw(features[rows], wanted if attempt == 0 else 2 * wanted + 16, generator)
-            z = self.colour(u, features[rows].unsqueeze(1))
-            inside = z.isfinite().all(-1)
-            place = have[rows].unsqueeze(1) + inside.cumsum(1) - 1
-            kept = inside & (place < count)
-            found[rows.unsqueeze(1).expand_as(place)[kept], place[kept]] = z[kept]
-            have[rows] = (have[rows] + inside.sum(1)).clamp(max=count)
-        return found
+
+        def draw(rows: Tensor, wanted: int, attempt: int) -> tuple[Tensor, Tensor]:
+            count = wanted if attempt == 0 else 2 * wanted + 16
+            z = self.colour(self.draw(features[rows], count, generator), features[rows].unsqueeze(1))
+            return z, z.isfinite().all(-1)
+
+        return draw_until(draw, len(x), count, self.dim, self.ATTEMPTS)
 
     def log_posterior(self, z: Tensor, x: Tensor) -> Tensor:
         """Return log q(z given x), [M, N], for z [M, N, D] and outputs [M, K]."""
@@ -128,7 +121,7 @@ class PosteriorFlow(DirectEstimator):
         return self.flow.net(self.flow.embedding_net(features))
 
     def draw(self, features: Tensor, count: int, generator: torch.Generator) -> Tensor:
-        noise = base_noise((count, len(features), self.dim), generator)
+        noise = torch.randn(count, len(features), self.dim, generator=generator)
         u: Tensor = self._given(features).transform.inv(noise).transpose(0, 1)
         return u
 
@@ -165,7 +158,7 @@ class FlowMatching(DirectEstimator):
         generator = self.generator() if self.training else torch.Generator().manual_seed(self.seed)
         target = u.repeat(self.DRAWS, 1)
         time = torch.rand(len(target), generator=generator)
-        noise = base_noise(target.shape, generator)
+        noise = torch.randn(target.shape, generator=generator)
         at = (1 - time).unsqueeze(-1) * target + time.unsqueeze(-1) * noise
         seen = self.summaries(features).repeat(self.DRAWS, 1)
         errors = (self._rate(at, seen, time) - (noise - target)).square().mean(-1)
@@ -177,7 +170,7 @@ class FlowMatching(DirectEstimator):
 
     def draw(self, features: Tensor, count: int, generator: torch.Generator) -> Tensor:
         seen = self.summaries(features).repeat_interleave(count, 0)
-        u = base_noise((len(seen), self.dim), generator)
+        u = torch.randn(len(seen), self.dim, generator=generator)
         parts = [self._integrate(a, b)[0] for a, b in zip(u.split(ROWS), seen.split(ROWS), strict=True)]
         return torch.cat(parts).reshape(len(features), count, self.dim)
 

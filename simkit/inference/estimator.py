@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -145,14 +145,11 @@ class Estimator(nn.Module, ABC):
         self.draws += 1
         return generator
 
-    def describe(self) -> dict[str, Any]:
-        """Return what `simkit.inference.files` needs to build the same network."""
-        return {"seed": self.seed, "options": self.options.model_dump()}
-
 
 def build_flow(
     kind: Literal["nsf", "maf"], density_of: int, given: int, options: NetworkOptions, embedding: nn.Module
 ) -> nn.Module:
+    """Return a flow over ``density_of`` values given others, which go through an embedding; ``kind`` where the options leave it open."""
     from sbi.neural_nets.net_builders.flow import build_zuko_maf, build_zuko_nsf
 
     build = {"nsf": build_zuko_nsf, "maf": build_zuko_maf}[kind if options.flow == "auto" else options.flow]
@@ -166,10 +163,6 @@ def build_flow(
         embedding_net=embedding,
     )
     return flow
-
-
-def base_noise(shape: Sequence[int], generator: torch.Generator) -> Tensor:
-    return torch.randn(*shape, generator=generator)
 
 
 def _require_sbi() -> None:

@@ -20,7 +20,7 @@ from simkit.errors import ConfigError, DataError
 from simkit.inference.acquisition import Proposer, StoppingOptions, StoppingRule
 from simkit.inference.approximate import PopulationOptions, RejectionPosterior, population_monte_carlo
 from simkit.inference.learning import LearningOptions, train_members
-from simkit.inference.neural import ExactPosterior, NeuralPosterior, Tractable
+from simkit.inference.neural import ExactPosterior, NeuralPosterior
 from simkit.inference.posterior import Posterior
 from simkit.inference.priors import Array
 from simkit.inference.region import Region
@@ -156,14 +156,9 @@ def infer(
         on_round,
     )
     if method == "hmc":
-        if not isinstance(simulator, Tractable):
-            raise ConfigError(
-                f"{simulator.name} has no log_likelihood that could be differentiated; use one of {', '.join(METHODS)}"
-            )
-        return Inference(ExactPosterior(simulator, x_o), simulations or run.none())
+        return Inference(ExactPosterior(simulator, x_o), simulations or run.done)
     if simulations is not None:
         run.start_from(simulations)
-        run.batches = 1  # new ones must not repeat them, if they were drawn with the same seed
     if method == "rejection_abc":
         run.simulate_prior(budget - len(run.done))
         return run.finished(RejectionPosterior.from_simulations(simulator, run.done, keep=run.options.keep))
@@ -191,13 +186,9 @@ class _Run:
         self.simulator, self.x_o, self.method, self.budget, self.seed = simulator, x_o, method, budget, seed
         self.options, self.out, self.workers = options, out, workers
         self.progress, self.on_round = progress, on_round
-        self.done = self.none()
+        self.done = Simulations.none(simulator)
         self.rounds: list[RoundReport] = []
         self.batches = 0
-
-    def none(self) -> Simulations:
-        """No simulations."""
-        return Simulations(np.empty((0, self.simulator.prior.dim)), np.empty((0, self.simulator.size)), np.empty(0))
 
     def start_from(self, simulations: Simulations) -> None:
         """Take simulations that were run before."""
@@ -206,7 +197,7 @@ class _Run:
             raise DataError(
                 f"earlier simulations should hold [{len(theta)}, {self.simulator.size}] outputs; found {simulations.x.shape}"
             )
-        self.done = simulations
+        self.done, self.batches = simulations, 1
         # They may have been drawn with the very same seed, and none of them must be run again.
         self.seed = int(np.random.SeedSequence((self.seed, len(theta))).generate_state(1)[0])
 

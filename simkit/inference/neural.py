@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor
 from simkit.errors import ConfigError, DataError
 from simkit.inference.direct import DirectEstimator
 from simkit.inference.estimator import Estimator
+from simkit.inference.filling import draw_until
 from simkit.inference.likelihood import LikelihoodEstimator, RatioClassifier
 from simkit.inference.posterior import Posterior
 from simkit.inference.priors import Array, Prior, normal_log_prob
@@ -80,10 +82,11 @@ class NeuralPosterior(Posterior):
     def sample(self, count: int, observation: Array | None = None, *, seed: int = 0) -> Array:
         samples = self.sample_many(self.resolve(observation)[None], count, seed=seed)[0]
         if np.isnan(samples).any():
-            raise DataError(
-                f"this {self.method} posterior lies outside the region that was simulated in its last round: infer with more "
-                "simulations or fewer rounds"
-            )
+            where, advice = "the bounds of the prior", "look whether the observation is like a simulation"
+            if self.region is not None:
+                where = "the region that was simulated in its last round"
+                advice = "infer with more simulations or fewer rounds"
+            raise DataError(f"this {self.method} posterior lies outside {where}: {advice}")
         return samples
 
     @torch.no_grad()
@@ -91,31 +94,21 @@ class NeuralPosterior(Posterior):
         """Return parameters [M, count, D] given each of M observations [M, K]."""
         x = torch.from_numpy(np.ascontiguousarray(observations, dtype=np.float64))
         together = max(1, VALUES // count if self.direct else PARTICLES // max(count, FEWEST_PARTICLES))
-        draw = self.sample_z if self.region is None else self._sample_inside
+        draw = self.sample_z if self.region is None else partial(self._sample_inside, self.region)
         parts = [draw(rows, count, seed + 7919 * i) for i, rows in enumerate(x.split(together))]
         return self.prior.from_normal(torch.cat(parts)).numpy()
 
-    def _sample_inside(self, x: Tensor, count: int, seed: int) -> Tensor:
+    def _sample_inside(self, region: Region, x: Tensor, count: int, seed: int) -> Tensor:
         """Draw z, [M, count, D], confined to the region: the posterior under the truncated prior, which is what was learned there.
 
         NaN where too little of what is drawn lies inside, so that a check cannot mistake it for an answer.
         """
-        if self.region is None:
-            return self.sample_z(x, count, seed)
-        found = torch.full((len(x), count, self.prior.dim), torch.nan, dtype=torch.float64)
-        have = torch.zeros(len(x), dtype=torch.int64)
-        for attempt in range(ATTEMPTS):
-            rows = (have < count).nonzero().squeeze(-1)
-            if not len(rows):
-                break
+
+        def draw(rows: Tensor, wanted: int, attempt: int) -> tuple[Tensor, Tensor]:
             z = self.sample_z(x[rows], 2 * count, seed + 104_729 * attempt)
-            inside = self.region.contains(z.flatten(0, 1)).reshape(z.shape[:2])
-            for row, values, good in zip(rows.tolist(), z, inside, strict=True):
-                new = values[good][: count - int(have[row])]
-                found[row, int(have[row]) : int(have[row]) + len(new)] = new
-                have[row] += len(new)
-        found[have < count] = torch.nan
-        return found
+            return z, region.contains(z.flatten(0, 1)).reshape(z.shape[:2])
+
+        return draw_until(draw, len(x), count, self.prior.dim, ATTEMPTS)
 
     @torch.no_grad()
     def sample_z(self, x: Tensor, count: int, seed: int) -> Tensor:
@@ -196,7 +189,7 @@ class ExactPosterior(Posterior):
 
     method = "hmc"
 
-    def __init__(self, simulator: Tractable, reference: Array | None = None) -> None:
+    def __init__(self, simulator: Simulator | Tractable, reference: Array | None = None) -> None:
         if not isinstance(simulator, Tractable):
             name = simulator.name if isinstance(simulator, Simulator) else type(simulator).__name__
             raise ConfigError(

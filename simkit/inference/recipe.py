@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import Field, model_validator
 
 from simkit.config import Options, parse_options
@@ -54,10 +53,6 @@ class InferenceRecipe(Options):
                 "simulator needs a name (of a ready one; see simkit simulators) or python (a file of your own)"
             )
         return self
-
-    def to_yaml(self) -> str:
-        """Return the recipe with every default written out."""
-        return yaml.safe_dump(self.model_dump(mode="json", exclude_none=True), sort_keys=False)
 
 
 def read_inference_recipe(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import os
 import time
 import zipfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -58,10 +57,15 @@ class Simulations:
         """Return some of the simulations."""
         return Simulations(self.theta[rows], self.x[rows], self.seconds[rows])
 
-    def join(self, other: Simulations) -> Simulations:
+    def join(self, *others: Simulations) -> Simulations:
         """Return these simulations followed by others."""
-        pairs = ((self.theta, other.theta), (self.x, other.x), (self.seconds, other.seconds))
-        return Simulations(*(np.concatenate(pair) for pair in pairs))
+        parts = (self, *others)
+        return Simulations(*(np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Simulations)))
+
+    @classmethod
+    def none(cls, simulator: Simulator) -> Simulations:
+        """Return no simulations of a simulator."""
+        return cls(np.empty((0, simulator.prior.dim)), np.empty((0, simulator.size)), np.empty(0))
 
 
 def simulate(
@@ -111,11 +115,7 @@ def simulate(
                 progress(done, len(theta))
             average = max(float(block.seconds.mean()), 1e-9)
             size = int(np.clip(SAVE_SECONDS / average, size / 4, size * 4).clip(1, LARGEST_BLOCK))
-    parts = [blocks[first] for first in sorted(blocks)]
-    if not parts:
-        return Simulations(theta, np.empty((0, simulator.size)), np.empty(0))
-    joined = (np.concatenate([getattr(part, name) for part in parts]) for name in ("theta", "x", "seconds"))
-    return Simulations(*joined)
+    return Simulations.none(simulator).join(*(blocks[first] for first in sorted(blocks)))
 
 
 def run_block(simulator: Simulator, theta: Array, seeds: Seeds, workers: int | None = None) -> Simulations:
@@ -129,7 +129,7 @@ def run_block(simulator: Simulator, theta: Array, seeds: Seeds, workers: int | N
     cores = workers or os.cpu_count() or 1
     pieces = np.array_split(np.arange(len(theta)), min(len(theta), 4 * cores))
     parts = Parallel(n_jobs=workers or -1)(delayed(_timed)(simulator, theta[rows], seeds[rows]) for rows in pieces)
-    return functools.reduce(Simulations.join, parts)
+    return Simulations.none(simulator).join(*parts)
 
 
 def _timed(simulator: Simulator, theta: Array, seeds: Seeds) -> Simulations:

@@ -6,7 +6,6 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-import yaml
 from pydantic import ConfigDict, Field, model_validator
 
 from simkit.config import Options, parse_options
@@ -110,10 +109,6 @@ class SurrogateRecipe(Options):
                 f"surrogates are trained in float32 or float64, but training.precision is {self.training.precision}"
             )
         return self
-
-    def to_yaml(self) -> str:
-        """The recipe with every default written out."""
-        return yaml.safe_dump(self.model_dump(mode="json", exclude_none=True), sort_keys=False)
 
 
 def read_surrogate_recipe(

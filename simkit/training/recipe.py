@@ -174,10 +174,6 @@ class Recipe(Options):
             return dict(self.loss)
         return {**default_loss(self.target, labels), **(self.loss or {})}
 
-    def to_yaml(self) -> str:
-        """The recipe with every default written out."""
-        return yaml.safe_dump(self.model_dump(mode="json", exclude_none=True), sort_keys=False)
-
 
 def read_recipe(
     path: str | os.PathLike[str] | None, settings: Sequence[str] = (), overrides: Mapping[str, Any] | None = None

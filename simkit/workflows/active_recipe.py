@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
-import yaml
 from pydantic import Field, field_validator, model_validator
 
 from simkit.config import Options, parse_options
@@ -139,10 +138,6 @@ class ActiveRecipe(Options):
     def seed_for(self, *parts: int) -> int:
         """Return a seed for one purpose, which a few numbers name."""
         return int(np.random.SeedSequence((self.seed, *parts)).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-    def to_yaml(self) -> str:
-        """The recipe with every default written out."""
-        return yaml.safe_dump(self.model_dump(mode="json", exclude_none=True), sort_keys=False)
 
 
 def read_active_recipe(

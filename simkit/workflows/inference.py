@@ -6,8 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from simkit.errors import ConfigError, OutputError
 from simkit.files import ensure_output_dir, write_text
 from simkit.inference import files
@@ -128,8 +126,7 @@ def _reuse(path: str | Path, simulator: Simulator, observation: Array | None) ->
         )
     if observation is not None:
         posterior.resolve(observation)
-    empty = Simulations(np.empty((0, simulator.prior.dim)), np.empty((0, simulator.size)), np.empty(0))
-    return Inference(posterior, empty)
+    return Inference(posterior, Simulations.none(simulator))
 
 
 def _infer(

@@ -182,7 +182,7 @@ class _Job:
 
     def _run(self, theta: Array, seed: int, deadline: float, progress: Progress | None, wanted: int) -> Simulations:
         """Simulate as many of the parameters as there is time for."""
-        done = Simulations(np.empty((0, theta.shape[1])), np.empty((0, self.simulator.size)), np.empty(0))
+        done = Simulations.none(self.simulator)
         for rows in _blocks(len(theta), deadline):
             seeds = simulation_seeds(seed, rows.start, rows.stop - rows.start)
             done = done.join(run_block(self.simulator, theta[rows], seeds, self.workers))

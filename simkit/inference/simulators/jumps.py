@@ -23,7 +23,8 @@ from simkit.errors import ConfigError
 from simkit.inference.priors import Array, IndependentPrior, LogNormal, LogUniform, Prior
 from simkit.inference.simulator import Observable, Seeds, Simulator
 from simkit.inference.simulators.draws import uniforms
-from simkit.inference.simulators.options import checked_positive, checked_times, chosen_prior
+from simkit.inference.simulators.options import checked_times, chosen_prior
+from simkit.inference.simulators.quantities import positive
 from simkit.kernels.threads import run_tasks, task_count
 
 _vector, _matrix = types.float64[::1], types.float64[:, ::1]
@@ -157,7 +158,7 @@ class LotkaVolterraJump(JumpSimulator):
         events: int = 10_000,
         prior: Prior | Mapping[str, Any] | None = None,
     ) -> None:
-        checked_positive(events=events)
+        positive(self.name, events=events)
         rate = LogUniform(math.exp(-5), math.exp(2))
         default = IndependentPrior(dict.fromkeys(("alpha", "beta", "gamma", "delta"), rate))
         self.prior = chosen_prior(prior, default, 0.0)
@@ -196,7 +197,7 @@ class SIRJump(JumpSimulator):
         infected: int = 5,
         prior: Prior | Mapping[str, Any] | None = None,
     ) -> None:
-        checked_positive(population=population)
+        positive(self.name, population=population)
         if infected > population:
             raise ConfigError(f"{infected} of a population of {population} cannot be infected")
         rates = {"beta": LogNormal(math.log(0.4), 0.5), "gamma": LogNormal(math.log(0.125), 0.2)}

@@ -47,14 +47,3 @@ def checked_times(times: Sequence[float]) -> Array:
     if values.size == 0 or not np.isfinite(values).all() or values[0] < 0 or (np.diff(values) <= 0).any():
         raise ConfigError(f"the times of observations must be finite, not negative and increasing; found {list(times)}")
     return values
-
-
-def checked_positive(**values: float) -> None:
-    """Check that numbers are positive.
-
-    Raises:
-        ConfigError: naming the first that is not.
-    """
-    for name, value in values.items():
-        if not 0 < value < np.inf:
-            raise ConfigError(f"{name} must be a positive number; found {value}")

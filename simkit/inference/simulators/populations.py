@@ -16,7 +16,8 @@ from simkit.inference.simulator import Observable, Seeds
 from simkit.inference.simulators.compiled import run
 from simkit.inference.simulators.differential import DifferentialSimulator
 from simkit.inference.simulators.draws import binomial, fine_uniforms, normals
-from simkit.inference.simulators.options import checked_positive, checked_times, chosen_prior
+from simkit.inference.simulators.options import checked_times, chosen_prior
+from simkit.inference.simulators.quantities import positive
 
 _LOWEST, _HIGHEST = 1e-10, 1e4
 """Populations of predators and prey beyond which the benchmark takes these."""
@@ -74,7 +75,7 @@ class LotkaVolterra(DifferentialSimulator):
         timestep: float = 0.005,
         prior: Prior | Mapping[str, Any] | None = None,
     ) -> None:
-        checked_positive(noise=noise, timestep=timestep, prey=initial[0], predators=initial[1])
+        positive(self.name, noise=noise, timestep=timestep, prey=initial[0], predators=initial[1])
         rate, contact = LogNormal(-0.125, 0.5), LogNormal(-3.0, 0.5)
         default = IndependentPrior({"alpha": rate, "beta": contact, "gamma": rate, "delta": contact})
         self.prior = chosen_prior(prior, default, 0.0)
@@ -144,7 +145,7 @@ class SIR(DifferentialSimulator):
         timestep: float = 0.1,
         prior: Prior | Mapping[str, Any] | None = None,
     ) -> None:
-        checked_positive(population=population, infected=infected, tests=tests, timestep=timestep)
+        positive(self.name, population=population, infected=infected, tests=tests, timestep=timestep)
         if infected > population:
             raise ConfigError(f"{infected:g} of a population of {population:g} cannot be infected")
         rates = {"beta": LogNormal(math.log(0.4), 0.5), "gamma": LogNormal(math.log(0.125), 0.2)}
