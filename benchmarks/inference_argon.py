@@ -14,7 +14,7 @@ The real liquid's values:
 Rahman's D = 2.43e-5 cm2/s is that of his simulation, not of the real liquid.
 
 What is printed: seconds per simulation, failures, and how far both observations lie from the simulations, in their standard deviations;
-then epsilon and sigma inferred from each of them by npe (an ensemble of two) with its calibration, and for the simulated one by SMC ABC
+then epsilon and sigma inferred from each of them by npe (an ensemble of three) with its calibration, and for the simulated one by SMC ABC
 with as many simulations and by sbi's own NPE from the same simulations, with its defaults.
 """
 
@@ -33,8 +33,7 @@ from rich.table import Table
 from simkit import plotting
 from simkit.inference.calibration import calibrate
 from simkit.inference.calibration.plots import rank_difference
-from simkit.inference.infer import InferenceOptions, infer
-from simkit.inference.learning import LearningOptions
+from simkit.inference.infer import infer
 from simkit.inference.plots import corner, predictive_bands
 from simkit.inference.simulations import Simulations, simulate
 from simkit.inference.simulator import simulation_seeds
@@ -115,10 +114,7 @@ def by_npe(
 ) -> dict[str, Any]:
     """Infer from simulations that were run, check on others, and draw."""
     started = time.perf_counter()
-    options = InferenceOptions(learning=LearningOptions(members=2))
-    done = infer(
-        simulator, observation, method="npe", budget=len(simulations), seed=1, options=options, simulations=simulations
-    )
+    done = infer(simulator, observation, method="npe", budget=len(simulations), seed=1, simulations=simulations)
     samples = done.posterior.sample(SAMPLES, seed=1)
     seconds = time.perf_counter() - started
     checks = calibrate(done.posterior, simulator, count=len(tests), tests=tests, predictive=60, seconds=300.0, seed=2)

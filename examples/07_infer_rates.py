@@ -24,7 +24,9 @@ recipe = InferenceRecipe(
     method="npe",
     budget=200 if arguments.smoke else 5000,
     samples=1000 if arguments.smoke else 10_000,
-    options=InferenceOptions(learning=LearningOptions(max_epochs=3 if arguments.smoke else 500)),
+    options=InferenceOptions(
+        learning=LearningOptions(members=1, max_epochs=3) if arguments.smoke else LearningOptions()
+    ),
     calibration=CalibrationOptions(count=50 if arguments.smoke else 300, predictive=50 if arguments.smoke else 300),
 )
 simulator = build_simulator(recipe.simulator)

@@ -279,6 +279,28 @@ def test_given_simulations_are_used_instead_of_new_ones() -> None:
     np.testing.assert_array_equal(found.x, tests.x)
 
 
+class Sampled(GaussianPosterior):
+    """Gives no other samples than those that it gave."""
+
+    def sample(self, count: int, observation: Array | None = None, *, seed: int = 0) -> Array:
+        raise AssertionError
+
+
+def test_given_samples_are_simulated_instead_of_others() -> None:
+    given = GaussianPosterior().sample(500, OBSERVED, seed=8)
+    found = calibrate(Sampled(), SIMULATOR, count=20, predictive=100, observation=OBSERVED, given=given)
+    assert found.predictive is not None
+    theta = found.predictive.theta
+    rows = (theta[:, None] == given).all(2)
+    assert len(theta) == 100 == len(np.unique(theta, axis=0))
+    assert rows.any(1).all()
+    # A random choice of 100 of 500, none twice: its mean place has this standard error.
+    error = math.sqrt((500**2 - 1) / 12 / 100 * (500 - 100) / 499)
+    assert abs(rows.argmax(1).mean() - 249.5) < 5 * error
+    with pytest.raises(AssertionError):
+        calibrate(Sampled(), SIMULATOR, count=20, predictive=501, observation=OBSERVED, given=given)
+
+
 def test_samples_that_are_not_finite_are_the_posteriors_fault() -> None:
     found = calibrate(Unfinished(), SIMULATOR, count=100, samples=19)
     assert found.used == int((found.x[:, 0] <= 0).sum()) < found.drawn == 100

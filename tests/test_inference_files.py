@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from simkit.errors import ModelFileError, OutputError
 from simkit.files import read_model_header, write_model
 from simkit.inference.approximate import PopulationPosterior, RejectionPosterior
+from simkit.inference.direct import DirectEstimator
 from simkit.inference.estimator import NetworkOptions
 from simkit.inference.estimators import ESTIMATORS
 from simkit.inference.files import FORMAT, FORMAT_VERSION, load, save
@@ -43,7 +44,7 @@ SMALL = NetworkOptions(hidden=12, transforms=2)
 
 @functools.cache
 def neural(name: str) -> NeuralPosterior:
-    """Two networks as they are before training, which files do not care about."""
+    """Two networks as they are before training, which files do not care about; regression and width are made up."""
     rng = np.random.default_rng(3)
     z = rng.standard_normal((200, 2)) @ [[0.3, 0.1], [0.0, 0.5]]
     observables = OBSERVABLES if name != "nle" else (*OBSERVABLES[:1], Observable("constant"), Observable("c"))
@@ -56,10 +57,13 @@ def neural(name: str) -> NeuralPosterior:
     members = []
     for seed in (11, 12):
         member = ESTIMATORS[name](2, observables, SMALL, seed)
-        member.adapt(z, x)
+        member.adapt(z, x, torch.Generator().manual_seed(seed))
         with torch.no_grad():
             for weights in member.parameters():
                 weights += 0.05 * torch.randn(weights.shape, generator=torch.Generator().manual_seed(seed))
+        if isinstance(member, DirectEstimator):
+            member.slopes.copy_(0.01 * torch.from_numpy(rng.standard_normal(member.slopes.shape)))
+            member.width.fill_(0.1 * seed)
         members.append(member.eval())
     success = learn_success(z, z[:, 0] > 0, 1) if name in ("nle", "nre") else None
     return NeuralPosterior(
@@ -97,6 +101,11 @@ def test_neural_posteriors(name: str, tmp_path: Path) -> None:
     assert np.isfinite(found.log_prob(theta)).all()
     if posterior.direct:  # others are drawn from their densities
         np.testing.assert_array_equal(found.sample(60, seed=4), posterior.sample(60, seed=4))
+    for a, b, seed in zip(found.members, posterior.members, (11, 12), strict=True):
+        if isinstance(a, DirectEstimator) and isinstance(b, DirectEstimator):
+            assert float(a.width) == pytest.approx(0.1 * seed)
+            assert torch.equal(a.slopes, b.slopes)
+            assert bool((a.slopes != 0).all())
 
 
 def test_draws_by_a_loaded_likelihood(tmp_path: Path) -> None:

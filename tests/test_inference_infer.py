@@ -25,7 +25,11 @@ from simkit.inference.simulations import Simulations, simulate
 from simkit.inference.simulator import Observable, Seeds, Simulator
 
 LEARNING = LearningOptions(
-    network=NetworkOptions(hidden=16, transforms=2, flow="maf"), learning_rate=5e-3, max_epochs=30, batch_size=50
+    network=NetworkOptions(hidden=16, transforms=2, flow="maf"),
+    members=1,
+    learning_rate=5e-3,
+    max_epochs=30,
+    batch_size=50,
 )
 OPTIONS = InferenceOptions(learning=LEARNING, rounds=2, particles=60, epsilon=1e-2)
 BUDGET = 400

@@ -35,7 +35,7 @@ simulator: {python: own.py}
 budget: 300
 samples: 400
 workers: 1
-options: {learning: {max_epochs: 8, network: {hidden: 16, transforms: 2}}}
+options: {learning: {members: 1, max_epochs: 8, network: {hidden: 16, transforms: 2}}}
 calibration: {count: 40, samples: 30, predictive: 40, seconds: 20}
 """
 SIGNAL = [1.0, 0.6, 0.37, 0.22, 0.13]

@@ -7,7 +7,8 @@ Query by committee for potentials: Smith et al., J. Chem. Phys. 148, 241733 (201
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Self, cast
 
 import torch
@@ -17,6 +18,7 @@ from ase.calculators.calculator import all_changes
 from torch import Tensor, nn
 
 from simkit.errors import ConfigError, DataError, ElementError
+from simkit.fast.potential import FastPotential
 from simkit.graph import AtomGraph
 from simkit.md.forces import PotentialForces
 from simkit.md.state import State
@@ -125,11 +127,20 @@ class Committee(nn.Module):
             ConfigError: if an output is unknown.
             ElementError, GeometryError: as `Potential.forward`.
         """
+        return self._joined([cast(Potential, member) for member in self.members], graph, outputs)
+
+    def fast(self) -> Callable[[AtomGraph, Sequence[str]], dict[str, Tensor]]:
+        """Return the same as a function of graph and outputs, by the members' fast paths as they are now."""
+        return partial(self._joined, [cast(Potential, member).fast() for member in self.members])
+
+    def _joined(
+        self, members: Sequence[Potential | FastPotential], graph: AtomGraph, outputs: Sequence[str]
+    ) -> dict[str, Tensor]:
         unknown = [name for name in outputs if name not in self.outputs]
         if unknown:
             raise ConfigError(f"a committee cannot give {', '.join(unknown)}; it gives {', '.join(self.outputs)}")
         needed = tuple(dict.fromkeys(SPREADS.get(name, name) for name in outputs))
-        found = [member(graph, needed) for member in self.members]
+        found = [member(graph, needed) for member in members]
         stacked = {name: torch.stack([values[name] for values in found]) for name in needed}
         result = {name: stacked[name].mean(0) for name in needed if name in outputs}
         if "disagreement" in outputs:
@@ -143,16 +154,22 @@ class CommitteeForces(PotentialForces):
     """The mean forces of a committee for `simkit.md.Simulation`; how much its members disagree comes with every evaluation.
 
     Args:
-        committee: copied, and stays as it is. device, dtype, skin: as for `PotentialForces`.
+        committee: copied, and stays as it is. device, dtype, skin, fast: as for `PotentialForces`.
 
     Attributes:
         disagreement: [N] eV/angstrom, of the last evaluation: after each step of an ensemble, of the state's positions.
     """
 
-    def __init__(self, committee: Committee, device: str = "cpu", dtype: str = "float32", skin: float = 0.5) -> None:
-        super().__init__(
-            cast(Potential, committee), device, dtype, skin
-        )  # it has all that is asked of a potential there
+    def __init__(
+        self,
+        committee: Committee,
+        device: str = "cpu",
+        dtype: str = "float32",
+        skin: float = 0.5,
+        fast: bool = True,
+    ) -> None:
+        # It has all that is asked of a potential there.
+        super().__init__(cast(Potential, committee), device, dtype, skin, fast)
         self.disagreement = torch.empty(0, dtype=torch.float64, device=self.device)
 
     def compute(self, state: State, *, energy: bool = True, stress: bool = False) -> None:
@@ -174,7 +191,7 @@ class CommitteeCalculator(ASECalculator):
 
     Args:
         committee: a `Committee`, or paths of the model files of its members.
-        device, dtype, skin: as for `simkit.Calculator`.
+        device, dtype, skin, fast: as for `simkit.Calculator`.
     """
 
     name = "simkit-committee"
@@ -186,10 +203,11 @@ class CommitteeCalculator(ASECalculator):
         device: str = "cpu",
         dtype: str = "float32",
         skin: float = 0.5,
+        fast: bool = True,
     ) -> None:
         super().__init__()
         members = committee if isinstance(committee, Committee) else Committee.load(committee)
-        self.forces = CommitteeForces(members, device, dtype, skin)
+        self.forces = CommitteeForces(members, device, dtype, skin, fast)
         self._state: State | None = None
         self._system: tuple[Any, ...] = ()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -20,19 +20,24 @@ class DirectEstimator(Estimator):
     """An estimator of the posterior itself.
 
     Networks learn what is left of z, or v, after a linear regression on the features, because few simulations do not teach them well what a
-    regression knows at once: where the posterior is, and how wide. What they put outside the bounds of the prior is left out.
+    regression knows at once: where the posterior is, and how wide. They are trained on what is left by regressions on all others, as it
+    will be of an observation. What they put outside the bounds of the prior is left out.
 
     Attributes:
         slopes: of the regression, [D, K]; zero for sets, and where the simulations are too few.
+        width: standard deviation of the noise that becomes parameters, [] float32: see `simkit.inference.width`.
     """
 
     PER_FEATURE, RIDGE, FARTHEST = 10, 1e-3, 4.0
     """Simulations for each feature, without which nothing is fitted; ridge per simulation; where features are cut off, in deviations."""
+    LEAST_FREE = 0.1
+    """Of one minus the leverage, below which a simulation that alone determines the fit is not corrected further."""
     NARROW = 0.1
     """Share of the variance that the regression leaves, below which a parameter of a bounded prior is learned as v."""
     ATTEMPTS, TRIALS = 20, 4096
     """Times that samples are drawn until enough lie within the bounds; draws that tell the share inside."""
     slopes: Tensor
+    width: Tensor
 
     def __init__(
         self,
@@ -43,36 +48,50 @@ class DirectEstimator(Estimator):
         bounded: Sequence[bool] = (),
     ) -> None:
         super().__init__(dim, observables, options, seed, bounded)
+        self.register_buffer("width", torch.ones(()))
         self.register_buffer("slopes", torch.zeros(dim, len(self.features.varying), dtype=torch.float64))
+        self._inside: tuple[Tensor, Tensor, Tensor] | None = None
 
-    def regress(self, z: Tensor, features: Tensor) -> None:
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode as `torch.nn.Module.train` does; what was known of the share inside the bounds is forgotten."""
+        self._inside = None
+        return super().train(mode)
+
+    def regress(self, z: Tensor, features: Tensor) -> Tensor:
         # The members of a set have no order that slopes could be given to.
         kept = torch.tensor([o.kind != "set" for o in self.observables for _ in range(o.size)])
         if not bool(kept.any()) or len(z) < self.PER_FEATURE * int(kept.sum()):
             self.bounded.zero_()
-            return
+            return self.expected(features)
         seen = features[:, kept].double().clamp(-self.FARTHEST, self.FARTHEST)
         normal = seen.T @ seen + self.RIDGE * len(z) * torch.eye(seen.shape[1], dtype=torch.float64)
-
-        def slopes(values: Tensor) -> Tensor:
-            return torch.linalg.solve(normal, seen.T @ (values - values.mean(0)))
-
+        weights = torch.linalg.solve(normal, seen.T)
         # Wide posteriors are cut off by the bounds, which z smooths; narrow ones are simpler where the prior is uniform.
         v = self.natural(z)
-        left = (v - seen @ slopes(v)).var(0) / v.var(0)
+        left = (v - seen @ (weights @ (v - v.mean(0)))).var(0) / v.var(0)
         self.bounded &= left < self.NARROW
-        self.slopes[:, kept] = slopes(self.natural(z)).T
+        v = self.natural(z)
+        v = v - v.mean(0)
+        self.slopes[:, kept] = (weights @ v).T
+        # What is left of those that it was fitted to is less than what will be left of others, by the leverage of each.
+        leverage = (seen * weights.T).sum(1, keepdim=True) + 1 / len(z)
+        return v - (v - self.expected(features)) / (1 - leverage).clamp(min=self.LEAST_FREE)
 
     def expected(self, features: Tensor) -> Tensor:
         return features.double().clamp(-self.FARTHEST, self.FARTHEST) @ self.slopes.T
 
+    def log_density(self, u: Tensor, features: Tensor) -> Tensor:
+        """Return log q(u given features), [M, N], for u [M, N, D] and features [M, K]."""
+        noise, stretch = self.noise(u, features)
+        return -(0.5 * ((noise / self.width).square() + LOG_2PI) + self.width.log()).sum(-1) + stretch
+
+    @abstractmethod
+    def noise(self, u: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the noise [M, N, D] that u [M, N, D] would have come from, and log |d noise / du|, [M, N], given features [M, K]."""
+
     @abstractmethod
     def draw(self, features: Tensor, count: int, generator: torch.Generator) -> Tensor:
         """Return u, [M, count, D], given features [M, K]."""
-
-    @abstractmethod
-    def log_density(self, u: Tensor, features: Tensor) -> Tensor:
-        """Return log q(u given features), [M, N], for u [M, N, D] and features [M, K]."""
 
     def sample_z(self, x: Tensor, count: int, generator: torch.Generator) -> Tensor:
         """Return z, [M, count, D] float64, given each of M outputs [M, K]; NaN where next to nothing lies within the prior's bounds."""
@@ -88,20 +107,26 @@ class DirectEstimator(Estimator):
     def log_posterior(self, z: Tensor, x: Tensor) -> Tensor:
         """Return log q(z given x), [M, N], for z [M, N, D] and outputs [M, K]."""
         features = self.features(x)
-        u = self.whiten(z, features.unsqueeze(1))
+        u = self.whiten(z, self.expected(features.unsqueeze(1)))
         logs = self.log_density(u, features).double() - self.log_volume + self.log_stretch(z)
         return logs - self._log_inside(features).unsqueeze(1)
 
     def _log_inside(self, features: Tensor) -> Tensor:
-        """Return the log of the share that lies within the bounds, [M], from draws that are always the same."""
+        """Return the log of the share that lies within the bounds, [M], from draws that are always the same; the last one is kept."""
         if not bool(self.bounded.any()):
             return torch.zeros(len(features), dtype=torch.float64)
+        if self._inside is not None:
+            known, width, logs = self._inside
+            if torch.equal(known, features) and torch.equal(width, self.width):
+                return logs
         shares = []
         for row in features.unsqueeze(1):  # one at a time: the draws of all would fill the memory
             u = self.draw(row, self.TRIALS, torch.Generator().manual_seed(self.seed))
             inside = self.colour(u, row.unsqueeze(1)).isfinite().all(-1)
             shares.append(inside.double().mean().clamp(min=1 / self.TRIALS))
-        return torch.stack(shares).log()
+        logs = torch.stack(shares).log()
+        self._inside = features, self.width.clone(), logs
+        return logs
 
 
 class PosteriorFlow(DirectEstimator):
@@ -121,13 +146,13 @@ class PosteriorFlow(DirectEstimator):
         return self.flow.net(self.flow.embedding_net(features))
 
     def draw(self, features: Tensor, count: int, generator: torch.Generator) -> Tensor:
-        noise = torch.randn(count, len(features), self.dim, generator=generator)
+        noise = self.width * torch.randn(count, len(features), self.dim, generator=generator)
         u: Tensor = self._given(features).transform.inv(noise).transpose(0, 1)
         return u
 
-    def log_density(self, u: Tensor, features: Tensor) -> Tensor:
-        logs: Tensor = self._given(features).log_prob(u.transpose(0, 1))
-        return logs.transpose(0, 1)
+    def noise(self, u: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
+        noise, stretch = self._given(features).transform.call_and_ladj(u.transpose(0, 1))
+        return noise.transpose(0, 1), stretch.transpose(0, 1)
 
 
 class FlowMatching(DirectEstimator):
@@ -170,7 +195,7 @@ class FlowMatching(DirectEstimator):
 
     def draw(self, features: Tensor, count: int, generator: torch.Generator) -> Tensor:
         seen = self.summaries(features).repeat_interleave(count, 0)
-        u = torch.randn(len(seen), self.dim, generator=generator)
+        u = self.width * torch.randn(len(seen), self.dim, generator=generator)
         parts = [self._integrate(a, b)[0] for a, b in zip(u.split(ROWS), seen.split(ROWS), strict=True)]
         return torch.cat(parts).reshape(len(features), count, self.dim)
 
@@ -203,9 +228,9 @@ class FlowMatching(DirectEstimator):
             rows = [torch.autograd.grad(rate[:, i].sum(), u, retain_graph=True)[0][:, i] for i in range(self.dim)]
         return rate.detach(), torch.stack(rows).sum(0)
 
-    def log_density(self, u: Tensor, features: Tensor) -> Tensor:
+    def noise(self, u: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
         seen = self.summaries(features).repeat_interleave(u.shape[1], 0)
         flat = u.reshape(-1, self.dim)
         ends = [self._integrate(a, b, backwards=True) for a, b in zip(flat.split(ROWS), seen.split(ROWS), strict=True)]
-        logs = [-0.5 * (noise.square() + LOG_2PI).sum(-1) + total for noise, total in ends]
-        return torch.cat(logs).reshape(u.shape[:2])
+        noise, stretch = (torch.cat(parts) for parts in zip(*ends, strict=True))
+        return noise.reshape(u.shape), stretch.reshape(u.shape[:2])

@@ -50,6 +50,8 @@ class Estimator(nn.Module, ABC):
     """
 
     name: ClassVar[str]
+    needs_densities: ClassVar[bool] = False
+    """Whether it learns the density of outputs, for which whole numbers must be spread."""
     z_mean: Tensor
     z_factor: Tensor
     bounded: Tensor
@@ -88,23 +90,29 @@ class Estimator(nn.Module, ABC):
             self.make_network()
 
     @torch.no_grad()
-    def adapt(self, z: Array, x: Array) -> None:
-        """Choose the scales of parameters and outputs from those that will be trained on, and build the network.
+    def adapt(self, z: Array, x: Array, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Choose the scales of parameters z [N, D] and outputs [N, K], build the network and return what it is to be trained on.
+
+        Returns:
+            Whitened parameters [N, D] and features [N, K], float32.
 
         Raises:
             DataError: if all outputs are constant.
         """
         self.features.adapt(x)
-        values, features = torch.from_numpy(z), self.features(torch.from_numpy(np.ascontiguousarray(x)))
-        self.regress(values, features)
-        rest = self.natural(values) - self.expected(features)
+        values, outputs = torch.from_numpy(z), torch.from_numpy(np.ascontiguousarray(x))
+        features = self.features(outputs, generator if self.needs_densities else None)
+        expected = self.regress(values, features)
+        rest = self.natural(values) - expected
         self.z_mean.copy_(rest.mean(0))
         spread = torch.cov(rest.T).reshape(self.dim, self.dim) + 1e-12 * torch.eye(self.dim, dtype=torch.float64)
         self.z_factor.copy_(torch.linalg.cholesky(spread))
         self.build()
+        return self.whiten(values, expected), features
 
-    def regress(self, z: Tensor, features: Tensor) -> None:
-        """Fit what `expected` gives to parameters z [N, D] and features [N, K]; nothing by default."""
+    def regress(self, z: Tensor, features: Tensor) -> Tensor:
+        """Fit `expected` to parameters z [N, D] and features [N, K]; return what it would give for each, fitted to all others."""
+        return self.expected(features)
 
     def expected(self, features: Tensor) -> Tensor:
         """Return what is taken from v before it is whitened, [..., D] float64, for features [..., K]: zero by default."""
@@ -125,9 +133,9 @@ class Estimator(nn.Module, ABC):
         logs = math.log(2 * BOUND) - 0.5 * (z.square() + LOG_2PI)
         return torch.where(self.bounded, logs, 0.0).sum(-1)
 
-    def whiten(self, z: Tensor, features: Tensor) -> Tensor:
-        """Return u, [..., D] float32, for z, [..., D] float64, and features that go with them, [..., K]."""
-        centered = (self.natural(z) - self.expected(features) - self.z_mean).reshape(-1, self.dim).T
+    def whiten(self, z: Tensor, expected: Tensor) -> Tensor:
+        """Return u, [..., D] float32, for z, [..., D] float64, and what is `expected` given the features that go with them."""
+        centered = (self.natural(z) - expected - self.z_mean).reshape(-1, self.dim).T
         return torch.linalg.solve_triangular(self.z_factor, centered, upper=False).T.reshape(z.shape).float()
 
     def colour(self, u: Tensor, features: Tensor) -> Tensor:

@@ -22,9 +22,9 @@ LARGEST_PLAIN, SHORTEST_SERIES, SUMMARIES = 40, 16, 16
 class Features(nn.Module):
     """Outputs [..., K] to features of mean 0 and deviation 1 in the training data, [..., K] float32.
 
-    Outputs with heavy tails are taken on a logarithmic scale, log x or asinh((x - median)/IQR); constant ones become 0. Whole numbers are
-    spread over the interval to the next one, because densities of a lattice have no bound. All maps are monotone: nothing is lost. The
-    members of a set share their scales, so that their order does not matter.
+    Outputs with heavy tails are taken on a logarithmic scale, log x or asinh((x - median)/IQR); constant ones become 0. Whole numbers go to
+    the middle of the interval to the next one, or are spread over it for those that learn their density, because that of a lattice has no
+    bound. All maps are monotone: nothing is lost. The members of a set share their scales, so that their order does not matter.
 
     Attributes:
         scale_kind: PLAIN, LOG or ASINH of each output, [K].

@@ -19,7 +19,7 @@ from simkit.config import Options, nearest
 from simkit.errors import ConfigError, DataError
 from simkit.inference.acquisition import Proposer, StoppingOptions, StoppingRule
 from simkit.inference.approximate import PopulationOptions, RejectionPosterior, population_monte_carlo
-from simkit.inference.learning import LearningOptions, train_members
+from simkit.inference.learning import LearningOptions, count_members, train_members
 from simkit.inference.neural import ExactPosterior, NeuralPosterior
 from simkit.inference.posterior import Posterior
 from simkit.inference.priors import Array
@@ -302,7 +302,7 @@ class _Run:
                 f"{self.method} learns the posterior itself, and only truncated proposals leave that right; "
                 "use proposal: truncated, or snle or snre"
             )
-        if kind == "disagreement" and self.options.learning.members < 2:
+        if kind == "disagreement" and count_members(METHODS[self.method].estimator, self.options.learning) < 2:
             raise ConfigError("proposals by disagreement need an ensemble: set learning.members to 2 or more")
         proposer = Proposer(kind, self.options.epsilon, torch.from_numpy(self.x_o))
         rule = StoppingRule(self.options.stopping, torch.from_numpy(self.x_o))

@@ -7,30 +7,37 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from simkit.config import Options
 from simkit.errors import ConfigError, DataError
+from simkit.inference.direct import DirectEstimator
 from simkit.inference.estimator import Estimator, NetworkOptions
 from simkit.inference.estimators import ESTIMATORS
 from simkit.inference.priors import Array
 from simkit.inference.simulations import digest
 from simkit.inference.simulator import Observable
+from simkit.inference.width import choose_widths
 from simkit.training.fit import FitResult, fit
 from simkit.training.options import TrainingOptions
 
 FEWEST = 20
 """Simulations that gave finite outputs, below which no network is trained."""
+DIRECT_MEMBERS = 3
 
 
 class LearningOptions(Options):
     """How estimators are trained."""
 
     network: NetworkOptions = Field(default_factory=NetworkOptions)
-    members: int = Field(1, ge=1, description="networks of the ensemble; each has its own start and validation data")
+    members: int | None = Field(
+        None,
+        ge=1,
+        description="networks of the ensemble, which differ in their start; where not given 3 that learn a posterior, 1 that learns a "
+        "likelihood or ratio",
+    )
     batch_size: int | None = Field(
         None, ge=2, description="a twentieth of the simulations, from 100 to 500, where not given"
     )
@@ -107,36 +114,38 @@ def train_members(
         raise DataError(
             f"only {len(z)} simulations gave finite outputs, and at least {FEWEST} are needed; simulate more, or find out why they fail"
         )
-    members, results = [], []
+    members, results, held_out = [], [], []
     with tempfile.TemporaryDirectory() as scratch:
-        for member in range(options.members):
-            out = Path(folder or scratch) / f"member-{member}"
-            estimator, result = _train(name, z, x, observables, options, seed * 1009 + member, bounded, out)
+        for member in range(count_members(name, options)):
+            estimator = ESTIMATORS[name](z.shape[1], observables, options.network, seed * 1009 + member, bounded)
+            pairs, valid = _divided(estimator, z, x, options, seed)
+            results.append(_train(estimator, pairs, valid, options, Path(folder or scratch) / f"member-{member}"))
             members.append(estimator)
-            results.append(result)
+            held_out.append(valid)
+    direct = [member for member in members if isinstance(member, DirectEstimator)]
+    if direct:
+        choose_widths(direct, [pairs.u for pairs in held_out], [pairs.features for pairs in held_out])
     return members, results
 
 
-def _train(
-    name: str,
-    z: Array,
-    x: Array,
-    observables: Sequence[Observable],
-    options: LearningOptions,
-    seed: int,
-    bounded: Sequence[bool],
-    out: Path,
-) -> tuple[Estimator, FitResult]:
-    estimator = ESTIMATORS[name](z.shape[1], observables, options.network, seed, bounded)
-    estimator.adapt(z, x)
+def count_members(name: str, options: LearningOptions) -> int:
+    """Return the number of networks that are trained for an estimator."""
+    return options.members or (DIRECT_MEMBERS if issubclass(ESTIMATORS[name], DirectEstimator) else 1)
+
+
+def _divided(estimator: Estimator, z: Array, x: Array, options: LearningOptions, seed: int) -> tuple[Pairs, Pairs]:
+    """Adapt an estimator to simulations; return those to train on and those to validate on, the same for all members."""
     generator = torch.Generator().manual_seed(seed)
-    features = estimator.features(torch.from_numpy(np.ascontiguousarray(x)), generator)
-    pairs = Pairs(estimator.whiten(torch.from_numpy(z), features), features)
     order = torch.randperm(len(z), generator=generator)
+    pairs = Pairs(*estimator.adapt(z, x, generator))
     valid = max(2, round(options.validation * len(z)))
+    return pairs.batch(order[valid:]), pairs.batch(order[:valid])
+
+
+def _train(estimator: Estimator, train: Pairs, valid: Pairs, options: LearningOptions, out: Path) -> FitResult:
     training = TrainingOptions(
         epochs=options.max_epochs,
-        batch_size=min(options.batch_size or min(max(len(z) // 20, 100), 500), len(z) - valid),
+        batch_size=min(options.batch_size or min(max((len(train) + len(valid)) // 20, 100), 500), len(train)),
         learning_rate=options.learning_rate,
         schedule="plateau",
         plateau_patience=max(1, options.patience // 2),
@@ -146,18 +155,8 @@ def _train(
         ema_decay=0.99,
         max_minutes=options.max_minutes,
         device="cpu",
-        seed=seed,
+        seed=estimator.seed,
     )
-    identity = f"{name} {options.model_dump_json()} {seed} {digest(z, x)}"
+    identity = f"{estimator.name} {options.model_dump_json()} {estimator.seed} {digest(train.u.numpy(), train.features.numpy())}"
     resume = (out / "checkpoint.pt").exists()
-    result = fit(
-        estimator,
-        EstimatorObjective(),
-        pairs.batch(order[valid:]),
-        pairs.batch(order[:valid]),
-        training,
-        out,
-        resume=resume,
-        identity=identity,
-    )
-    return estimator, result
+    return fit(estimator, EstimatorObjective(), train, valid, training, out, resume=resume, identity=identity)

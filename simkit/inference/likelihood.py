@@ -26,6 +26,7 @@ class LikelihoodFlow(LikelihoodEstimator):
     """NLE: a normalizing flow over the outputs that vary, given parameters."""
 
     name = "nle"
+    needs_densities = True
     flow: Any
 
     def make_network(self) -> None:
@@ -38,7 +39,7 @@ class LikelihoodFlow(LikelihoodEstimator):
 
     def log_likelihood(self, z: Tensor, x: Tensor) -> Tensor:
         features = self.features(x)
-        u = self.whiten(z, features.unsqueeze(1)).reshape(-1, self.dim)
+        u = self.whiten(z, self.expected(features)).reshape(-1, self.dim)
         seen = features[:, self.features.varying].repeat_interleave(z.shape[1], 0)
         parts = [
             self.flow.log_prob(b.unsqueeze(0), a).squeeze(0)
@@ -84,7 +85,7 @@ class RatioClassifier(LikelihoodEstimator):
 
     def log_likelihood(self, z: Tensor, x: Tensor) -> Tensor:
         features = self.features(x)
-        u = self.whiten(z, features.unsqueeze(1)).reshape(-1, self.dim)
+        u = self.whiten(z, self.expected(features)).reshape(-1, self.dim)
         seen = self.summaries(features).repeat_interleave(z.shape[1], 0)
         parts = [self._logits(a, b) for a, b in zip(u.split(ROWS), seen.split(ROWS), strict=True)]
         return torch.cat(parts).double().reshape(z.shape[:2])

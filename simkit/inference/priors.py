@@ -11,7 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -32,6 +32,18 @@ def normal_log_prob(z: Tensor) -> Tensor:
 
 class Marginal(ABC):
     """The distribution of one parameter, as the image of a standard normal variable. Subclasses are frozen dataclasses of numbers."""
+
+    positive: ClassVar[str] = ""
+    """Which of the numbers must be positive, if any."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not math.isfinite(value):
+                raise ConfigError(
+                    f"{name} of a prior must be a finite number, or it cannot be drawn from (improper); found {value}"
+                )
+            if name == self.positive and not value > 0:
+                raise ConfigError(f"{name} of a prior must be positive; found {value}")
 
     @abstractmethod
     def from_normal(self, z: Tensor) -> Tensor:
@@ -59,7 +71,7 @@ class Uniform(Marginal):
     high: float
 
     def __post_init__(self) -> None:
-        _check(self)
+        super().__post_init__()
         if not self.low < self.high:
             raise ConfigError(f"a uniform prior needs low < high; found {self.low} and {self.high}")
 
@@ -90,7 +102,7 @@ class LogUniform(Marginal):
     high: float
 
     def __post_init__(self) -> None:
-        _check(self)
+        super().__post_init__()
         if not 0 < self.low < self.high:
             raise ConfigError(f"a log-uniform prior needs 0 < low < high; found {self.low} and {self.high}")
 
@@ -120,9 +132,7 @@ class Normal(Marginal):
 
     mean: float
     sd: float
-
-    def __post_init__(self) -> None:
-        _check(self, positive="sd")
+    positive = "sd"
 
     def from_normal(self, z: Tensor) -> Tensor:
         return self.mean + self.sd * z
@@ -145,9 +155,7 @@ class LogNormal(Marginal):
 
     log_mean: float
     log_sd: float
-
-    def __post_init__(self) -> None:
-        _check(self, positive="log_sd")
+    positive = "log_sd"
 
     @property
     def support(self) -> tuple[float, float]:
@@ -201,9 +209,9 @@ class Prior(ABC):
     def log_prob(self, theta: Tensor) -> Tensor:
         """Return the log density of parameters, [...]; minus infinity outside the support."""
 
-    @abstractmethod
     def support(self) -> tuple[Array, Array]:
-        """Return the lowest and highest values, [D] each."""
+        """Return the lowest and highest values, [D] each; infinite unless a subclass has others."""
+        return np.full(self.dim, -np.inf), np.full(self.dim, np.inf)
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
@@ -348,9 +356,6 @@ class NormalPrior(Prior):
     def log_prob(self, theta: Tensor) -> Tensor:
         return normal_log_prob(self.to_normal(theta)) - float(np.log(np.diag(self._factor)).sum())
 
-    def support(self) -> tuple[Array, Array]:
-        return np.full(self.dim, -np.inf), np.full(self.dim, np.inf)
-
     def describe(self) -> dict[str, Any]:
         values = {"mean": self.mean.tolist(), "covariance": self.covariance.tolist()}
         return {"joint_normal": values | {"names": list(self.names), "units": list(self.units)}}
@@ -392,13 +397,3 @@ def prior_from(description: Mapping[str, Any]) -> Prior:
             raise ConfigError(f"the prior of {name}: {error}") from error
         units[name] = str(entry.get("unit", ""))
     return IndependentPrior(marginals, units)
-
-
-def _check(marginal: Any, positive: str = "") -> None:
-    for name, value in vars(marginal).items():
-        if not math.isfinite(value):
-            raise ConfigError(
-                f"{name} of a prior must be a finite number, or it cannot be drawn from (improper); found {value}"
-            )
-        if name == positive and not value > 0:
-            raise ConfigError(f"{name} of a prior must be positive; found {value}")

@@ -76,6 +76,7 @@ def run_inference(
     found = done.posterior
     if not isinstance(found, ExactPosterior):
         files.save(found, folder / POSTERIOR)
+    samples = None if observation is None else found.sample(recipe.samples, observation, seed=recipe.seed)
     c = recipe.calibration
     calibration = calibrate(
         found,
@@ -88,8 +89,8 @@ def run_inference(
         seed=recipe.seed,
         workers=recipe.workers,
         observation=observation,
+        given=samples,
     )
-    samples = None if observation is None else found.sample(recipe.samples, observation, seed=recipe.seed)
     summary = None if samples is None else summarise(samples, simulator.prior)
     if summary is not None:
         echo(table(summary.HEADER, summary.rows()))

@@ -9,7 +9,6 @@ from torch import Tensor
 from simkit.inference.direct import DirectEstimator
 from simkit.inference.estimator import NetworkOptions
 from simkit.inference.likelihood import LikelihoodEstimator, RatioClassifier
-from simkit.inference.priors import LOG_2PI
 from simkit.inference.simulator import Observable
 
 ONE = (Observable("x"),)
@@ -45,13 +44,13 @@ class MixtureLikelihood(LikelihoodEstimator):
 
 
 class GaussianDirect(DirectEstimator):
-    """The posterior N(mean, sd^2 1), whatever was observed."""
+    """The posterior N(mean + slopes x, sd^2 1), of a width that can be set; by default the same whatever was observed."""
 
     name = "gaussian"
 
     def __init__(self, mean: Sequence[float], sd: float) -> None:
         super().__init__(len(mean), ONE, NetworkOptions())
-        self.mean, self.sd = torch.tensor(mean, dtype=torch.float64), sd
+        self.mean, self.sd = torch.tensor(mean), sd
 
     def make_network(self) -> None:
         raise NotImplementedError("there is none")
@@ -60,18 +59,10 @@ class GaussianDirect(DirectEstimator):
         raise NotImplementedError("it is not trained")
 
     def draw(self, features: Tensor, count: int, generator: torch.Generator) -> Tensor:
-        raise NotImplementedError("z is drawn directly")
+        return self.mean + self.sd * self.width * torch.randn(len(features), count, self.dim, generator=generator)
 
-    def log_density(self, u: Tensor, features: Tensor) -> Tensor:
-        raise NotImplementedError("z is drawn directly")
-
-    def sample_z(self, x: Tensor, count: int, generator: torch.Generator) -> Tensor:
-        shape = (len(x), count, self.dim)
-        return self.mean + self.sd * torch.randn(shape, generator=generator, dtype=torch.float64)
-
-    def log_posterior(self, z: Tensor, x: Tensor) -> Tensor:
-        away = (z - self.mean) / self.sd
-        return -0.5 * (away.square() + LOG_2PI).sum(-1) - self.dim * math.log(self.sd)
+    def noise(self, u: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
+        return (u - self.mean) / self.sd, torch.full(u.shape[:2], -self.dim * math.log(self.sd))
 
 
 class GaussianRatio(RatioClassifier):

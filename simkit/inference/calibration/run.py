@@ -38,6 +38,7 @@ def calibrate(
     level: float = 0.05,
     seed: int = 0,
     observation: Array | None = None,
+    given: Array | None = None,
     tests: Simulations | None = None,
     workers: int | None = None,
     progress: Progress | None = None,
@@ -56,6 +57,8 @@ def calibrate(
         seconds: to stop after.
         level: probability of a false alarm: of all rank tests together, of the predictive check, and of the observation under the prior.
         observation: [K]; the one that the posterior was made for where not given. Without one, what needs it is left out.
+        given: samples of the posterior given the observation, [S, D]. Where S is ``predictive`` or more, some are simulated instead of
+            drawing others.
         tests: simulations to use instead of new ones. They must not have been trained on, and their parameters be from
             `Posterior.draw_parameters`.
         workers: processes for a simulator that is not vectorised.
@@ -73,7 +76,7 @@ def calibrate(
         raise ConfigError(f"the level must lie between 0 and 1; found {level}")
     started = time.perf_counter()
     job = _Job(posterior, simulator, observation, level, seed, workers)
-    check = job.predict(predictive, started, seconds)
+    check = job.predict(predictive, given, started, seconds)
     wanted = count if tests is None else min(count, len(tests))
     end = started + seconds
     if tests is None:
@@ -143,11 +146,14 @@ class _Job:
         labels = self.simulator.labels()
         return outlier_test(x, self.observed, self.simulator.observables, labels, seed=self.seeds[0])
 
-    def predict(self, count: int, started: float, seconds: float) -> PredictiveCheck | None:
+    def predict(self, count: int, given: Array | None, started: float, seconds: float) -> PredictiveCheck | None:
         """Simulate with parameters from the posterior given the observation; these are drawn whatever time it takes."""
         if self.observed is None:
             return None
-        theta = self.posterior.sample(count, self.observed, seed=self.seeds[1])
+        if given is None or len(given) < count:
+            theta = self.posterior.sample(count, self.observed, seed=self.seeds[1])
+        else:  # at random, because neighbours in a population may be relatives
+            theta = np.random.default_rng(self.seeds[1]).choice(given, count, replace=False)
         log_prior = self.posterior.prior.log_prob(torch.from_numpy(theta)).numpy()
         possible = np.isfinite(log_prior) & np.isfinite(theta).all(axis=1)
         deadline = min(started + seconds, time.perf_counter() + PREDICTIVE_SHARE * seconds)
