@@ -4,7 +4,7 @@ python benchmarks/md_engine.py [--model FILE] [--replicas 1 8 64] [--rounds 3] [
 
 Velocity Verlet on both sides. The ASE runs are one run, repeated: 64 of them take 64 times as long on the same cores. Without a model file
 the network has random weights and the published size (128 channels, 3 layers, 20 basis functions, cutoff 5 angstrom); a step costs the
-same. "outside" is the share of a step that is not spent in `Potential.forward`: integrator, edges, copies, checks. Processor time is
+same. "outside" is the share of a step that is not spent in the model: integrator, edges, copies, checks. Processor time is
 measured besides wall time: on a machine that does other things it is the one to compare (with one thread on the CPU).
 """
 
@@ -87,8 +87,8 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     }
     watches = {}
     for n, simulation in batches.items():
-        model = simulation.forces.potential  # type: ignore[attr-defined]
-        watches[n] = model.forward = Watch(model.forward, device)
+        forces = simulation.forces
+        watches[n] = forces.model = Watch(forces.model, device)  # type: ignore[attr-defined]
     single = ase_run(potential, batches[options.replicas[0]].atoms()[0], options)
     for advance in (single, *(simulation.run for simulation in batches.values())):
         advance(3)

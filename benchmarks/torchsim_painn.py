@@ -2,8 +2,8 @@
 
 python benchmarks/torchsim_painn.py [--replicas 64] [--rounds 3] [--threads 1] [--out torchsim_painn.json]
 
-The model is simkit's on both sides (random weights, published size, float32), so that what differs is the engine: TorchSim's own loop and
-neighbor list, called for each system and step as in TorchSim's wrapper of MACE, against `simkit.md.simulation.Simulation`.
+The model is simkit's on both sides (random weights, published size, float32, reference path), so that what differs is the engine:
+TorchSim's own loop and neighbor list, called for each system and step as in TorchSim's wrapper of MACE, against `simkit.md.simulation.Simulation`.
 """
 
 import argparse
@@ -65,7 +65,9 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     potential = simkit.potentials.build("painn", cutoff=5.0, elements=[1, 6, 8], channels=128, layers=3, basis=20)
-    simulation = Simulation(potential, molecule("CH3CH2OH"), NVE(0.5), replicas=options.replicas, temperature=300.0)
+    simulation = Simulation(
+        potential, molecule("CH3CH2OH"), NVE(0.5), replicas=options.replicas, temperature=300.0, fast=False
+    )
     state = ts.io.atoms_to_state(simulation.atoms(), torch.device("cpu"), torch.float64)
     init, step = nve(
         Wrapped(potential), dt=torch.tensor(0.0005, dtype=torch.float64), kT=torch.tensor(0.025, dtype=torch.float64)

@@ -8,6 +8,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from simkit.config import Options
+from simkit.fast.painn import FusedPaiNN
+from simkit.fast.workspace import Workspace
 from simkit.graph import one_direction
 from simkit.kernels.vector_message import vector_message
 from simkit.kernels.vector_update import gated_update, invariants
@@ -118,3 +120,7 @@ class PaiNN(Representation):
             s, v = s + ds, dv if v is None else v + dv
             s, v = update(s, v)
         return s, None if v is None else v.view(-1, 3, self.channels)
+
+    def fused(self, cutoff: float, workspace: Workspace) -> FusedPaiNN:
+        """Return the representation without autograd."""
+        return FusedPaiNN(self, cutoff, workspace)

@@ -12,6 +12,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from simkit.config import Options
+from simkit.fast.schnet import FusedSchNet
+from simkit.fast.workspace import Workspace
 from simkit.graph import one_direction
 from simkit.kernels.activations import ShiftedSoftplus, shifted_softplus
 from simkit.kernels.filter_bank import evaluate_filters, filter_bank
@@ -87,6 +89,10 @@ class SchNet(Representation):
         for interaction, convolution in zip(self.interactions, convolutions, strict=True):
             x = x + interaction(x, convolution)
         return x, None
+
+    def fused(self, cutoff: float, workspace: Workspace) -> FusedSchNet:
+        """Return the representation without autograd."""
+        return FusedSchNet(self, cutoff, workspace)
 
     def _plain(self, r: Tensor, edge_index: Tensor, both: bool) -> Iterator[Callable[[Tensor], Tensor]]:
         """The convolution of each layer, all derivatives of which are left to PyTorch."""

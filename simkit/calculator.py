@@ -54,10 +54,12 @@ class Calculator(ASECalculator):
         device: "cpu", "cuda" or "cuda:1".
         dtype: of the network, "float32" or "float64"; positions, cells and sums of energies are float64 in any case.
         skin: of the neighbor list, angstrom; it is rebuilt when an atom has moved by half of it.
+        fast: take the model's fast path where it has one, see `simkit.fast.potential.FastPotential`.
 
     Attributes:
-        potential: the model that is evaluated; evaluations: how many times it was; neighbor_builds: neighbor lists built.
-        device, skin: as given.
+        potential: the model; model: what is evaluated, its fast path or itself; evaluations: how many times it was.
+        neighbor_builds: neighbor lists built.
+        device, skin, fast: as given.
 
     Raises:
         ConfigError: if an argument has an unusable value.
@@ -75,6 +77,7 @@ class Calculator(ASECalculator):
         device: str = "cpu",
         dtype: str = "float32",
         skin: float = 0.5,
+        fast: bool = True,
     ) -> None:
         super().__init__()
         if dtype not in DTYPES:
@@ -85,6 +88,8 @@ class Calculator(ASECalculator):
         model = copy.deepcopy(potential) if isinstance(potential, Potential) else load(potential)
         # Without gradients of the weights, autograd follows nothing but the edge vectors.
         self.potential = model.cast(DTYPES[dtype]).to(self.device).eval().requires_grad_(False)
+        self.fast = fast
+        self.model = self.potential.fast() if fast else self.potential
         self.implemented_properties = [*model.outputs, *(("free_energy",) if "energy" in model.outputs else ())]
         self.evaluations = 0
         self._asked: set[str] = set()
@@ -138,7 +143,7 @@ class Calculator(ASECalculator):
             raise DataError("no structure to calculate: set atoms.calc, or pass the atoms")
         outputs = self._outputs(atoms, properties)
         self._update_graph(atoms)
-        results = self.potential(self._graph, outputs)
+        results = self.model(self._graph, outputs)
         self.evaluations += 1
         self.atoms = atoms.copy()
         self.results = _as_ase({name: _numpy(value) for name, value in results.items()}, slice(None), 0)
@@ -171,7 +176,7 @@ class Calculator(ASECalculator):
         for chunk in _chunks(structures, BATCH_ATOMS[self.device.type]):
             self.potential.check_elements(np.unique(np.concatenate([atoms.numbers for atoms in chunk])).tolist())
             graph = AtomGraph.from_ase(chunk, self.potential.cutoff).to(self.device)
-            results = {name: _numpy(value) for name, value in self.potential(graph, outputs).items()}
+            results = {name: _numpy(value) for name, value in self.model(graph, outputs).items()}
             self.evaluations += 1
             ptr = graph.ptr.tolist()
             for k in range(len(chunk)):

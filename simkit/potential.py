@@ -11,6 +11,8 @@ from ase.data import atomic_masses, chemical_symbols
 from torch import Tensor, nn
 
 from simkit.errors import ConfigError, ElementError, GeometryError
+from simkit.fast.potential import CHECK_EVERY, Engine, FastPotential
+from simkit.fast.workspace import Workspace
 from simkit.files import write_model
 from simkit.graph import AtomGraph
 from simkit.heads import EnergyHead, FeatureEnergyHead, Features, ScalarVectorHead
@@ -61,6 +63,14 @@ class Representation(nn.Module):
     def dipole_head(self) -> nn.Module:
         """Return the head from `Features` to raw charges [N] and atomic dipoles [N, 3] or None; overridden likewise."""
         return ScalarVectorHead(self.channels, self.channels if self.has_vectors else 0, self.activation)
+
+    def fused(self, cutoff: float, workspace: Workspace) -> Engine | None:
+        """Return the same representation without autograd, for `FastPotential`; None where there is none.
+
+        Raises:
+            ConfigError: if these weights cannot be taken.
+        """
+        return None
 
     def pair_energies(self, species: Tensor, edge_index: Tensor, vectors: Tensor, charges: Tensor | None) -> Tensor:
         """Return what physics adds to the energies of atoms, [N] in eV, in an architecture that sets ``has_pair_energies``.
@@ -276,6 +286,10 @@ class Potential(nn.Module):
         if self.anchored:
             raw, offset = raw[:n] - raw[n:].index_select(0, species), self.reference
         return raw * self.scale + offset.index_select(0, species)
+
+    def fast(self, *, check_every: int = CHECK_EVERY) -> FastPotential:
+        """Return the fast path of the potential as it is now, which checks itself against the potential."""
+        return FastPotential(self, check_every=check_every)
 
     def header(self) -> dict[str, Any]:
         """Everything besides the weights that is needed to rebuild the model."""

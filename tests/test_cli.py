@@ -29,6 +29,8 @@ COMMANDS = [
     "md",
     "relax",
     "eos",
+    "verify",
+    "bench",
     "analyze",
     "label",
     "sample",

@@ -43,6 +43,7 @@ LAYERS = [
     {"graph"},
     {
         "potential",
+        "fast",
         "heads",
         "properties",
         "radial",

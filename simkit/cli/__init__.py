@@ -9,6 +9,7 @@ from typer.core import TyperGroup
 from simkit import __version__
 from simkit.cli.active import active
 from simkit.cli.dynamics import analyze, eos, md, relax
+from simkit.cli.fast_path import bench, verify
 from simkit.cli.inversion import infer, simulators
 from simkit.cli.labels import label, sample
 from simkit.cli.learning import compare, evaluate, info, models, predict, quickstart, train
@@ -74,6 +75,8 @@ for _command in (
     md,
     relax,
     eos,
+    verify,
+    bench,
     analyze,
     label,
     sample,

@@ -58,16 +58,24 @@ class PotentialForces:
         potential: the model, which is copied and stays as it is.
         device: "cpu", "cuda" or "cuda:1". dtype: of the network, "float32" or "float64".
         skin: of neighbor lists, angstrom, see `Edges`.
+        fast: take the model's fast path where it has one, see `simkit.fast.potential.FastPotential`.
 
     Attributes:
-        potential: the model that is evaluated. evaluations: how many times it was.
+        potential: the model. model: what is evaluated, its fast path or itself. evaluations: how many times it was.
 
     Raises:
         ConfigError: if an argument has an unusable value.
         DeviceError: if the device is not there.
     """
 
-    def __init__(self, potential: Potential, device: str = "cpu", dtype: str = "float32", skin: float = 0.5) -> None:
+    def __init__(
+        self,
+        potential: Potential,
+        device: str = "cpu",
+        dtype: str = "float32",
+        skin: float = 0.5,
+        fast: bool = True,
+    ) -> None:
         if dtype not in DTYPES:
             raise ConfigError(f"dtype must be float32 or float64, found {dtype!r}")
         if "energy" not in potential.outputs:
@@ -78,6 +86,7 @@ class PotentialForces:
         model = copy.deepcopy(potential).cast(DTYPES[dtype])
         # Without gradients of the weights, autograd follows nothing but the edge vectors.
         self.potential = model.to(self.device).eval().requires_grad_(False)
+        self.model = self.potential.fast() if fast else self.potential
         self.evaluations = 0
         self._skin = skin
         self._bound: Tensor | None = None
@@ -126,7 +135,7 @@ class PotentialForces:
         if edge_shift is not None:
             chunk.store["edge_shift"] = edge_shift
         self.evaluations += 1
-        return self.potential(chunk.graph, outputs)
+        return self.model(chunk.graph, outputs)
 
     def _bind(self, state: State) -> None:
         """Make the graphs of a state."""
@@ -166,7 +175,12 @@ class PotentialForces:
 
 
 def as_forces(
-    model: ForceModel, *, device: str | None = None, dtype: str | None = None, skin: float | None = None
+    model: ForceModel,
+    *,
+    device: str | None = None,
+    dtype: str | None = None,
+    skin: float | None = None,
+    fast: bool | None = None,
 ) -> Forces:
     """Return the forces of a model in the fastest way there is for it.
 
@@ -174,8 +188,8 @@ def as_forces(
         model: a `Potential`, the path of one or a `simkit.Calculator` of one: `PotentialForces`. A `ClassicalPotential` or
             `ClassicalCalculator`: `ClassicalForces`. Any other ASE calculator: `CalculatorForces`, one structure after the other.
             Forces are returned as they are.
-        device, dtype, skin: as for `PotentialForces`, whose defaults are taken, or what a `simkit.Calculator` was made with. Only
-            there do they mean something.
+        device, dtype, skin, fast: as for `PotentialForces`, whose defaults are taken, or what a `simkit.Calculator` was made with.
+            Only there do they mean something.
 
     Raises:
         ConfigError: if the model is none of these, or an argument is unusable or means nothing for it.
@@ -185,12 +199,16 @@ def as_forces(
         device = str(model.device) if device is None else device
         dtype = str(model.potential.dtype).removeprefix("torch.") if dtype is None else dtype
         skin = model.skin if skin is None else skin
+        fast = model.fast if fast is None else fast
         model = model.potential
     if isinstance(model, str | os.PathLike):
         model = load(model)
     if isinstance(model, Potential):
-        return PotentialForces(model, device or "cpu", dtype or "float32", 0.5 if skin is None else skin)
-    for name, value, only in (("device", device, "cpu"), ("dtype", dtype, "float64"), ("skin", skin, None)):
+        return PotentialForces(
+            model, device or "cpu", dtype or "float32", 0.5 if skin is None else skin, True if fast is None else fast
+        )
+    meaningless = (("device", device, "cpu"), ("dtype", dtype, "float64"), ("skin", skin, None), ("fast", fast, None))
+    for name, value, only in meaningless:
         if value not in (None, only):
             raise ConfigError(f"{name}={value!r} is for neural potentials; the model is {type(model).__name__}")
     if isinstance(model, ClassicalPotential | ClassicalCalculator):

@@ -70,6 +70,7 @@ def run_md(
     device: str | None = None,
     dtype: str | None = None,
     skin: float | None = None,
+    fast: bool | None = None,
 ) -> MDResult:
     """Run molecular dynamics and write ``thermo.csv``, a trajectory, ``checkpoint.npz``, ``run.json`` and plots into ``out``.
 
@@ -78,7 +79,7 @@ def run_md(
     is the same, bit for bit, as if it had never stopped. The structures passed in are not changed.
 
     Args:
-        model, structures, ensemble, replicas, device, dtype, skin: see `Simulation`.
+        model, structures, ensemble, replicas, device, dtype, skin, fast: see `Simulation`.
         steps: of the whole run, including those done before a restart.
         temperature: kelvin, of starting velocities; None keeps those of the structures.
         seed: of the starting velocities.
@@ -100,6 +101,7 @@ def run_md(
     count = replicas * (len(structures) if isinstance(structures, Sequence) else 1)
     simulation = Simulation(
         model, structures, ensemble, replicas=replicas, temperature=temperature, seed=seed, device=device, dtype=dtype, skin=skin,
+        fast=fast,
         observers=[*_observers(folder, ensemble, steps, interval, trajectory, count), *observers],
         checkpoint=folder / CHECKPOINT, checkpoint_interval=checkpoint_interval,
     )  # fmt: skip

@@ -49,7 +49,7 @@ class Simulation:
         names: [B] different whole numbers from 0 to 2^32 - 1 that the random numbers of the replicas depend on; by default 0 to B - 1.
         temperature: kelvin, of starting velocities drawn for all; None keeps those of the structures.
         seed: of the starting velocities.
-        device, dtype, skin: see `as_forces`.
+        device, dtype, skin, fast: see `as_forces`.
         observers: what looks on, each at its own interval, beginning with the start.
         checkpoint: a file that a checkpoint is written to at the start, every ``checkpoint_interval`` steps, at the end of each run and
             when interrupted; None for none.
@@ -78,6 +78,7 @@ class Simulation:
         device: str | None = None,
         dtype: str | None = None,
         skin: float | None = None,
+        fast: bool | None = None,
         observers: Sequence[Observer] = (),
         checkpoint: str | os.PathLike[str] | None = None,
         checkpoint_interval: int = 1000,
@@ -91,7 +92,7 @@ class Simulation:
             if observer.interval < 1:
                 raise ConfigError(f"the interval of an observer must be at least 1, found {observer.interval}")
         self.ensemble, self.observers = ensemble, tuple(observers)
-        self.forces = as_forces(model, device=device, dtype=dtype, skin=skin)
+        self.forces = as_forces(model, device=device, dtype=dtype, skin=skin, fast=fast)
         given = list(structures) if isinstance(structures, Sequence) else [structures]
         self.state = State.from_atoms([atoms for atoms in given for _ in range(replicas)], self.forces.device)
         check_start(self.state)

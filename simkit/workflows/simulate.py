@@ -51,6 +51,7 @@ def simulate(
     device: str,
     dtype: str | None,
     skin: float,
+    fast: bool,
     echo: Echo,
 ) -> MDResult:
     """Run molecular dynamics and tell how it went; see `simkit.md.run.run_md` and `open_calculator`.
@@ -76,7 +77,7 @@ def simulate(
     if "seed" in KNOWN.get(values["ensemble"], ()):
         values.setdefault("seed", seed)
     ensemble = ensemble_from_options(parse_options(EnsembleOptions, values, "settings of the run"))
-    calculator = open_calculator(model, device, dtype, skin)
+    calculator = open_calculator(model, device, dtype, skin, fast)
     closest = calculator.potential.info.get("domain", {}).get("closest", {})
     result = run_md(
         calculator,

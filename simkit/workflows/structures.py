@@ -236,11 +236,15 @@ def open_potential(path: str | os.PathLike[str], device: str = "auto", dtype: st
 
 
 def open_calculator(
-    path: str | os.PathLike[str], device: str = "auto", dtype: str | None = None, skin: float = 0.5
+    path: str | os.PathLike[str],
+    device: str = "auto",
+    dtype: str | None = None,
+    skin: float = 0.5,
+    fast: bool = True,
 ) -> Calculator:
     """Load a model file as an ASE calculator; see `open_potential`."""
     from simkit.calculator import Calculator
 
     potential = open_potential(path, device, dtype)
     name = str(potential.dtype).removeprefix("torch.")
-    return Calculator(potential, device=str(potential.device), dtype=name, skin=skin)
+    return Calculator(potential, device=str(potential.device), dtype=name, skin=skin, fast=fast)

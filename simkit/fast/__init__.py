@@ -1,0 +1,1 @@
+"""The fast path of potentials: energies and forces without autograd, checked against the reference path."""

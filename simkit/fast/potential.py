@@ -1,0 +1,266 @@
+"""`FastPotential`: a `Potential` evaluated without autograd where there are kernels for it, and checked against itself."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, cast
+
+import torch
+from torch import Tensor
+
+from simkit.errors import ConfigError, GeometryError
+from simkit.fast.dense import Perceptron
+from simkit.fast.rows import Rows, UnorderedEdgesError
+from simkit.fast.tables import HermiteTables
+from simkit.fast.workspace import REALS, Buffer, Workspace
+from simkit.graph import AtomGraph
+from simkit.heads import EnergyHead
+
+if TYPE_CHECKING:
+    from simkit.potential import Potential
+
+CHECK_EVERY = 1000
+"""Calls between comparisons with the potential itself; the first call is compared, too."""
+LARGEST_CHECKED = 2048
+"""Atoms: of larger graphs the first ones are compared, cut out, because the potential itself takes far more memory."""
+FORCE_TOLERANCE = {torch.float32: 2e-4, torch.float64: 2e-6}
+"""Largest difference of a force component, relative to the largest force or 1 eV/angstrom, whichever is larger."""
+ENERGY_TOLERANCE = {torch.float32: 2e-6, torch.float64: 1e-8}
+"""Largest difference of the energy of a structure, per atom and relative to the largest atomic energy of the network or 1 eV."""
+GIVEN = ("energy", "energies", "forces", "stress")
+
+
+class Engine(Protocol):
+    """A representation without autograd."""
+
+    tables: HermiteTables
+
+    def forward(self, species: Tensor, rows: Rows) -> Tensor:
+        """Return the scalars [N, C]."""
+
+    def backward(self, g: Buffer, rows: Rows) -> None:
+        """Add to the gradients of the rows what follows from those of the scalars [N, C]."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Differences between the fast path and the reference path in float64, for one graph.
+
+    Attributes:
+        force: the largest difference of a force component, eV/angstrom. energy: of an energy, eV per atom.
+        stress: of a component of the stress, eV/angstrom^3, None where it was not asked for.
+        force_limit, energy_limit: what is allowed.
+    """
+
+    force: float
+    energy: float
+    stress: float | None
+    force_limit: float
+    energy_limit: float
+
+    @property
+    def agrees(self) -> bool:
+        """Whether both are within the limits."""
+        return self.force <= self.force_limit and self.energy <= self.energy_limit
+
+    def __str__(self) -> str:
+        """Say both differences."""
+        return (
+            f"forces differ by up to {self.force:.2g} eV/angstrom ({self.force_limit:.2g} allowed), energies by {self.energy:.2g} eV "
+            f"per atom ({self.energy_limit:.2g} allowed)"
+        )
+
+
+class FastPotential:
+    """A potential that takes graphs and returns what `Potential` returns, faster.
+
+    Energies, forces and stresses of SchNet and PaiNN on a CPU come from kernels with tabulated filters and a backward pass written by
+    hand; everything else from the potential itself. On the first call and then every `CHECK_EVERY` calls they are compared, for the
+    structures at hand, with the potential in float64, whose own rounding is not in the way. If they differ by more than
+    `FORCE_TOLERANCE` or `ENERGY_TOLERANCE`, the fast path is given up with a warning, and the potential itself goes on.
+
+    Args:
+        potential: whose weights are read now; what is changed in them later is not seen.
+        check_every: calls between comparisons.
+
+    Attributes:
+        potential: the reference. reason: why it is used alone, empty while the fast path is used.
+        comparisons: how many there were; last: the last of them.
+    """
+
+    def __init__(self, potential: Potential, *, check_every: int = CHECK_EVERY) -> None:
+        if check_every < 1:
+            raise ConfigError(f"check_every must be at least 1; found {check_every}")
+        self.potential, self.check_every = potential, check_every
+        self.calls = self.comparisons = 0
+        self.last: Comparison | None = None
+        self.workspace = Workspace()
+        self.engine: Engine | None = None
+        self.reason = self._unsuitable()
+        if not self.reason:
+            try:
+                self.engine = potential.representation.fused(potential.cutoff, self.workspace)
+            except ConfigError as error:
+                self.reason = str(error)
+        if self.engine is None:
+            self.reason = self.reason or f"{potential.architecture} has no fast path yet"
+            return
+        self.head = Perceptron(cast(EnergyHead, potential.heads["energy"]).net, self.workspace, "head")
+        self.dtype, self.scale = potential.dtype, float(potential.scale)
+        self._exact: Potential | None = None
+        self._species: tuple[Tensor, int, Tensor] | None = None
+        self.offset = potential.reference + potential.shift
+        if potential.anchored:
+            self.offset = potential.reference - potential.scale * self._alone()
+
+    def _unsuitable(self) -> str:
+        """Why there can be no fast path, or nothing."""
+        potential = self.potential
+        if potential.device.type != "cpu":
+            return "there is no fast path on a GPU yet"
+        if potential.dtype not in REALS:
+            return f"there is no fast path in {potential.dtype}"
+        if "energy" not in potential.heads:
+            return "the model gives no energy"
+        head = potential.heads["energy"]
+        takes = isinstance(head, EnergyHead) and Perceptron.takes(head.net)
+        if not takes or potential.representation.has_pair_energies:
+            return f"the energy of this {potential.architecture} is not a perceptron of its features"
+        return ""
+
+    @torch.no_grad()
+    def __call__(self, graph: AtomGraph, outputs: Sequence[str] = ("energy", "forces")) -> dict[str, Tensor]:
+        """Return what is asked for, detached, in the shapes and units of `Potential.forward`.
+
+        Raises:
+            ConfigError, ElementError, GeometryError: as `Potential.forward`.
+        """
+        # Memory that is kept would be of no use outside of inference mode.
+        if self.engine is None or torch.is_inference_mode_enabled() or not set(outputs) <= set(GIVEN):
+            return self.potential(graph, outputs)
+        try:
+            found = self.evaluate(graph, outputs)
+        except UnorderedEdgesError:
+            return self.potential(graph, outputs)
+        self.calls += 1
+        if (self.calls - 1) % self.check_every:
+            return found
+        self.last = self.compare(_piece(graph, LARGEST_CHECKED), outputs)
+        self.comparisons += 1
+        if self.last.agrees:
+            return found
+        self.reason = f"the fast path was given up after {self.calls} calls: {self.last}"
+        self.engine = None
+        warnings.warn(f"{self.reason}; the reference path goes on", RuntimeWarning, stacklevel=2)
+        return self.potential(graph, outputs)
+
+    @torch.no_grad()
+    def compare(self, graph: AtomGraph, outputs: Sequence[str] = ("energy", "forces")) -> Comparison:
+        """Return how far the fast path is from the potential in float64.
+
+        Raises:
+            ConfigError: if there is no fast path; the message says why.
+        """
+        names = tuple(dict.fromkeys((*outputs, "energy", "energies", "forces")))
+        if self._exact is None:
+            self._exact = copy.deepcopy(self.potential).cast(torch.float64)
+        fast, reference = self.evaluate(graph, names), self._exact(graph, names)
+        forces = reference["forces"]
+        largest = max(1.0, float(forces.abs().max())) if len(forces) else 1.0
+        sizes = graph.ptr.diff().clamp(min=1)
+        energy = float(((fast["energy"] - reference["energy"]).abs() / sizes).max())
+        stress = float((fast["stress"] - reference["stress"]).abs().max()) if "stress" in reference else None
+        force = float((fast["forces"] - forces).abs().max()) if len(forces) else 0.0
+        atomic = reference["energies"] - self.offset.index_select(0, self._species_of(graph.z))
+        energy_limit = ENERGY_TOLERANCE[self.dtype] * max(1.0, float(atomic.abs().max()))
+        return Comparison(force, energy, stress, FORCE_TOLERANCE[self.dtype] * largest, energy_limit)
+
+    @torch.no_grad()
+    def evaluate(self, graph: AtomGraph, outputs: Sequence[str] = ("energy", "forces")) -> dict[str, Tensor]:
+        """Return any of `GIVEN` by the fast path, and never check.
+
+        Raises:
+            ConfigError: if there is no fast path; the message says why.
+            ElementError, GeometryError: as `Potential.forward`.
+            UnorderedEdgesError: if edges are not as those of `AtomGraph`.
+        """
+        engine = self.engine
+        if engine is None:
+            raise ConfigError(f"there is no fast path: {self.reason}")
+        species, real = self._species_of(graph.z), REALS[self.dtype]
+        rows = Rows(self.workspace, graph, self.potential.cutoff, engine.tables.intervals, self.dtype)
+        raw = self.workspace.get("raw", (len(species), 1), real).tensor
+        scalars = engine.forward(species, rows)
+        self.head.forward(scalars, raw)
+        result: dict[str, Tensor] = {}
+        energies = raw.squeeze(1).double() * self.scale + self.offset.index_select(0, species)
+        if "energies" in outputs:
+            result["energies"] = energies
+        if "energy" in outputs:
+            result["energy"] = energies.new_zeros(graph.num_structures).index_add(0, graph.batch, energies)
+        if "forces" in outputs or "stress" in outputs:
+            gradient = self.workspace.get("scalars-gradient", tuple(scalars.shape), real)
+            raw.fill_(self.scale)
+            self.head.backward(raw, gradient.tensor)
+            engine.backward(gradient, rows)
+            result.update(_derivatives(graph, rows, outputs, self.dtype))
+        return {name: result[name] for name in outputs}
+
+    def _species_of(self, z: Tensor) -> Tensor:
+        """Indices of elements, kept while the numbers are the same object, unchanged: in dynamics they always are."""
+        if self._species is None or self._species[0] is not z or self._species[1] != z._version:
+            self._species = z, z._version, self.potential.species(z)
+        return self._species[2]
+
+    def _alone(self) -> Tensor:
+        """The raw energies of isolated atoms of each element, [elements] float64, by the reference path."""
+        potential = self.potential
+        count = len(potential.elements)
+        species = torch.arange(count)
+        nothing = torch.empty((2, 0), dtype=torch.int64), torch.empty((0, 3), dtype=potential.dtype)
+        with torch.no_grad():
+            scalars, _ = potential.representation(species, *nothing)
+            raw: Tensor = cast(EnergyHead, potential.heads["energy"]).net(scalars)
+        return raw.squeeze(1).double()
+
+
+def _piece(graph: AtomGraph, atoms: int) -> AtomGraph:
+    """The first atoms of a graph and the edges among them."""
+    if len(graph.z) <= atoms:
+        return graph
+    structures = int(graph.batch[atoms - 1]) + 1
+    inside = ((graph.edge_index < atoms).all(0)).nonzero().squeeze(1)
+    further = {name: graph[name] for name in ("edge_shift", "charge") if name in graph}
+    if "edge_shift" in further:
+        further["edge_shift"] = further["edge_shift"].index_select(0, inside)
+    if "charge" in further:
+        further["charge"] = further["charge"][:structures]
+    return AtomGraph(
+        z=graph.z[:atoms],
+        pos=graph.pos[:atoms],
+        cell=graph.cell[:structures],
+        pbc=graph.pbc[:structures],
+        batch=graph.batch[:atoms],
+        ptr=graph.ptr[: structures + 1].clamp(max=atoms),
+        edge_index=graph.edge_index.index_select(1, inside),
+        **further,
+    )
+
+
+def _derivatives(graph: AtomGraph, rows: Rows, outputs: Sequence[str], dtype: torch.dtype) -> dict[str, Tensor]:
+    forces, virials = rows.forces("stress" in outputs)
+    found = {}
+    if "forces" in outputs:
+        found["forces"] = forces.to(dtype)
+    if "stress" in outputs:
+        volume = torch.linalg.det(graph.cell.double()).abs()
+        if not bool((graph.pbc.all(dim=1) & (volume > 0)).all()):
+            raise GeometryError(
+                "stress needs structures that are periodic in all three directions; ask for forces only"
+            )
+        virial = virials.new_zeros(graph.num_structures, 3, 3).index_add(0, graph.batch, virials)
+        found["stress"] = (0.5 * (virial + virial.transpose(1, 2)) / volume[:, None, None]).to(dtype)
+    return found
