@@ -77,7 +77,7 @@ def stress_by_differences(atoms: Atoms, step: float = 1e-5) -> np.ndarray:
 @pytest.mark.parametrize("skin", [0.0, 0.5])
 def test_results_equal_those_of_the_potential(atoms: Atoms, skin: float) -> None:
     model = painn()
-    atoms = with_calculator(atoms, skin=skin)
+    atoms = with_calculator(atoms, skin=skin, fast=False)  # see test_fast_potential.py for the fast path
     periodic = bool(atoms.pbc.all())
     outputs = ("energy", "energies", "forces", *(("stress",) if periodic else ()))
     expected = model(AtomGraph.from_ase(atoms, model.cutoff), outputs)

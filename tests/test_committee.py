@@ -204,7 +204,7 @@ def run(
 
 
 def test_exploration_notes_the_disagreement_at_no_cost(committee: Committee) -> None:
-    forces = CommitteeForces(committee, dtype="float64")
+    forces = CommitteeForces(committee, dtype="float64", fast=False)
     found = run(forces, shaken("CH3OH", 0))
     assert found.steps.tolist() == [10, 20, 30, 40]
     assert found.ended == ""

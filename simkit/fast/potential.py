@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -51,8 +52,8 @@ class Comparison:
 
     Attributes:
         force: the largest difference of a force component, eV/angstrom. energy: of an energy, eV per atom.
-        stress: of a component of the stress, eV/angstrom^3, None where it was not asked for.
-        force_limit, energy_limit: what is allowed.
+        stress: of a component of the stress, eV/angstrom^3; None where it was not asked for.
+        force_limit, energy_limit, stress_limit: what is allowed; of the stress, what forces at their limit would add up to.
     """
 
     force: float
@@ -60,18 +61,30 @@ class Comparison:
     stress: float | None
     force_limit: float
     energy_limit: float
+    stress_limit: float | None
 
     @property
     def agrees(self) -> bool:
-        """Whether both are within the limits."""
-        return self.force <= self.force_limit and self.energy <= self.energy_limit
+        """Whether all are within the limits."""
+        return self.used <= 1.0
+
+    @property
+    def used(self) -> float:
+        """The largest difference as a part of what is allowed; NaN where one is not a number."""
+        parts = [self.force / self.force_limit, self.energy / self.energy_limit]
+        if self.stress is not None and self.stress_limit is not None:
+            parts.append(self.stress / self.stress_limit)
+        return float(np.max(parts))  # unlike max(), which may lose what is not a number
 
     def __str__(self) -> str:
-        """Say both differences."""
-        return (
+        """Say the differences."""
+        text = (
             f"forces differ by up to {self.force:.2g} eV/angstrom ({self.force_limit:.2g} allowed), energies by {self.energy:.2g} eV "
             f"per atom ({self.energy_limit:.2g} allowed)"
         )
+        if self.stress is None or self.stress_limit is None:
+            return text
+        return text + f", stresses by {self.stress:.2g} eV/angstrom^3 ({self.stress_limit:.2g} allowed)"
 
 
 class FastPotential:
@@ -79,8 +92,9 @@ class FastPotential:
 
     Energies, forces and stresses of SchNet and PaiNN on a CPU come from kernels with tabulated filters and a backward pass written by
     hand; everything else from the potential itself. On the first call and then every `CHECK_EVERY` calls they are compared, for the
-    structures at hand, with the potential in float64, whose own rounding is not in the way. If they differ by more than
-    `FORCE_TOLERANCE` or `ENERGY_TOLERANCE`, the fast path is given up with a warning, and the potential itself goes on.
+    structures at hand, with the potential in float64, whose own rounding is not in the way. If forces or energies differ by more than
+    `FORCE_TOLERANCE` or `ENERGY_TOLERANCE`, or stresses by more than the force allowed times the cutoff for each atom, over the volume,
+    the fast path is given up with a warning, and the potential itself goes on.
 
     Args:
         potential: whose weights are read now; what is changed in them later is not seen.
@@ -139,8 +153,11 @@ class FastPotential:
             ConfigError, ElementError, GeometryError: as `Potential.forward`.
         """
         # Memory that is kept would be of no use outside of inference mode.
-        if self.engine is None or torch.is_inference_mode_enabled() or not set(outputs) <= set(GIVEN):
+        if self.engine is None or torch.is_inference_mode_enabled():
             return self.potential(graph, outputs)
+        if others := [name for name in outputs if name not in GIVEN]:
+            given = [name for name in outputs if name in GIVEN]
+            return self.potential(graph, others) | (self(graph, given) if given else {})
         try:
             found = self.evaluate(graph, outputs)
         except UnorderedEdgesError:
@@ -165,18 +182,25 @@ class FastPotential:
             ConfigError: if there is no fast path; the message says why.
         """
         names = tuple(dict.fromkeys((*outputs, "energy", "energies", "forces")))
+        fast = self.evaluate(graph, names)
         if self._exact is None:
             self._exact = copy.deepcopy(self.potential).cast(torch.float64)
-        fast, reference = self.evaluate(graph, names), self._exact(graph, names)
+        reference = self._exact(graph, names)
         forces = reference["forces"]
         largest = max(1.0, float(forces.abs().max())) if len(forces) else 1.0
         sizes = graph.ptr.diff().clamp(min=1)
         energy = float(((fast["energy"] - reference["energy"]).abs() / sizes).max())
-        stress = float((fast["stress"] - reference["stress"]).abs().max()) if "stress" in reference else None
+        force_limit = FORCE_TOLERANCE[self.dtype] * largest
+        stress: float | None = None
+        stress_limit: float | None = None
+        if "stress" in reference:
+            stress = float((fast["stress"] - reference["stress"]).abs().max())
+            density = sizes / torch.linalg.det(graph.cell).abs()
+            stress_limit = force_limit * self.potential.cutoff * float(density.min())
         force = float((fast["forces"] - forces).abs().max()) if len(forces) else 0.0
         atomic = reference["energies"] - self.offset.index_select(0, self._species_of(graph.z))
         energy_limit = ENERGY_TOLERANCE[self.dtype] * max(1.0, float(atomic.abs().max()))
-        return Comparison(force, energy, stress, FORCE_TOLERANCE[self.dtype] * largest, energy_limit)
+        return Comparison(force, energy, stress, force_limit, energy_limit, stress_limit)
 
     @torch.no_grad()
     def evaluate(self, graph: AtomGraph, outputs: Sequence[str] = ("energy", "forces")) -> dict[str, Tensor]:

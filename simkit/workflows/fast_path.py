@@ -57,7 +57,6 @@ class FastPathCheck:
         intervals, table_error: of the tables of filters, see `simkit.fast.tables.HermiteTables`; None without a fast path.
         differences: by those of `PAIRS` that there are.
         comparisons: of the fast path with float64, one for each structure, empty without a fast path.
-        stress_limits: eV/angstrom^3, for each structure, None for those without stress.
     """
 
     structures: int
@@ -67,23 +66,16 @@ class FastPathCheck:
     table_error: float | None
     differences: Mapping[tuple[str, str], Difference]
     comparisons: Sequence[Comparison]
-    stress_limits: Sequence[float | None]
 
     @property
     def used(self) -> list[float]:
         """For each structure the largest difference of the fast path from float64 as a part of what is allowed."""
-        found = []
-        for comparison, limit in zip(self.comparisons, self.stress_limits, strict=True):
-            parts = [comparison.force / comparison.force_limit, comparison.energy / comparison.energy_limit]
-            if comparison.stress is not None and limit is not None:
-                parts.append(comparison.stress / limit)
-            found.append(float(np.max(parts)))  # unlike max(), which may lose what is not a number
-        return found
+        return [comparison.used for comparison in self.comparisons]
 
     @property
     def disagreeing(self) -> list[int]:
         """The structures for which the fast path is beyond what is allowed."""
-        return [k for k, part in enumerate(self.used) if not part <= 1.0]
+        return [k for k, comparison in enumerate(self.comparisons) if not comparison.agrees]
 
     def __str__(self) -> str:
         """Show the differences as a table."""
@@ -91,7 +83,7 @@ class FastPathCheck:
         if self.comparisons:
             force = min(c.force_limit for c in self.comparisons)
             energy = min(c.energy_limit for c in self.comparisons)
-            stress = min((limit for limit in self.stress_limits if limit is not None), default=None)
+            stress = min((c.stress_limit for c in self.comparisons if c.stress_limit is not None), default=None)
             limits = [force, None, energy, stress]
         titles = (
             "largest force (eV/angstrom)",
@@ -162,8 +154,8 @@ def verify_model(
 def check_fast_path(potential: Potential, structures: Sequence[Atoms]) -> FastPathCheck:
     """Compute energies, forces and, where there is one, stress on the fast path, on the reference path, and in float64.
 
-    Without a fast path the reference path is run in float32 and in float64. What is allowed for energies and forces is said by
-    `simkit.fast.potential.FastPotential`; for a stress it is the force allowed times the cutoff for each atom, over the volume.
+    Without a fast path the reference path is run in float32 and in float64. What is allowed is said by
+    `simkit.fast.potential.FastPotential`.
 
     Args:
         potential: a model of the energy; it stays as it is. structures: at least one.
@@ -182,7 +174,7 @@ def check_fast_path(potential: Potential, structures: Sequence[Atoms]) -> FastPa
         models["float64"] = copy.deepcopy(potential).cast(torch.float64)
     ways = {*models, *(() if fast.engine is None else ("fast",))}
     found: dict[tuple[str, str], list[_Sums]] = {p: [] for p in PAIRS if ways >= {*p}}
-    comparisons, limits, largest = [], [], 0.0
+    comparisons, largest = [], 0.0
     for atoms in track(structures, "verifying"):
         potential.check_elements(np.unique(atoms.numbers).tolist())
         graph = AtomGraph.from_ase(atoms, potential.cutoff).to(potential.device)
@@ -193,8 +185,6 @@ def check_fast_path(potential: Potential, structures: Sequence[Atoms]) -> FastPa
             # Calling it would compare both paths at first, and give the reference in place of what is to be judged here.
             results["fast"] = fast.evaluate(graph, names)
             comparisons.append(fast.compare(graph, names))
-            lever = potential.cutoff * len(atoms) / atoms.get_volume() if periodic else None
-            limits.append(None if lever is None else comparisons[-1].force_limit * lever)
         largest = max(largest, float(results["reference"]["forces"].abs().max()))
         for pair, sums in found.items():
             sums.append(_subtract(results[pair[0]], results[pair[1]], len(atoms)))
@@ -207,7 +197,6 @@ def check_fast_path(potential: Potential, structures: Sequence[Atoms]) -> FastPa
         table_error=None if tables is None else tables.error,
         differences={pair: _total(sums) for pair, sums in found.items()},
         comparisons=comparisons,
-        stress_limits=limits,
     )
 
 
