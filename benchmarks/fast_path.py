@@ -133,13 +133,15 @@ def picture(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
     kinds = [kind for kind in ("sizes", "batches") if kind in found]
     figure = Figure(figsize=(4.8 * len(kinds), 3.6), layout="constrained")
     for ax, kind in zip(np.atleast_1d(figure.subplots(1, len(kinds))), kinds, strict=True):
-        for name in SIZES:
+        for name, colour in zip(SIZES, ("C0", "C1"), strict=True):
             own = [row for row in found[kind] if row["model"] == name]
             for label, style in (("fast", "o-"), ("reference", "s--")):
                 with_time = [row for row in own if f"{label}_ms" in row]
                 atoms = [row["atoms"] for row in with_time]
                 micro = [1000 * row[f"{label}_ms"] / row["atoms"] for row in with_time]
-                ax.loglog(atoms, micro, style, label=f"{name}, {label}", alpha=1.0 if label == "fast" else 0.5)
+                ax.loglog(
+                    atoms, micro, style, color=colour, label=f"{name}, {label}", alpha=1.0 if label == "fast" else 0.5
+                )
         ax.set_xlabel("atoms")
         ax.set_ylabel("µs per atom, energy and forces")
         ax.set_title("periodic silicon" if kind == "sizes" else "ethanol molecules in a batch")

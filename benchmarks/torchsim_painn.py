@@ -2,8 +2,9 @@
 
 python benchmarks/torchsim_painn.py [--replicas 64] [--rounds 3] [--threads 1] [--out torchsim_painn.json]
 
-The model is simkit's on both sides (random weights, published size, float32, reference path), so that what differs is the engine:
-TorchSim's own loop and neighbor list, called for each system and step as in TorchSim's wrapper of MACE, against `simkit.md.simulation.Simulation`.
+The model is simkit's on both sides (random weights, published size, float32, reference path): what differs is the engine,
+TorchSim's own loop and neighbor list, called for each system and step as in TorchSim's wrapper of MACE, against
+`simkit.md.simulation.Simulation`.
 """
 
 import argparse
