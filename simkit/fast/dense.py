@@ -29,7 +29,7 @@ class Perceptron:
             t.detach().clone() for t in (first.weight, first.bias, second.weight, second.bias)
         )
         self.w1_t, self.w2_t = self.w1.t().contiguous(), self.w2.t().contiguous()
-        self.silu = isinstance(net[1], nn.SiLU)
+        self.width, self.silu = first.out_features, isinstance(net[1], nn.SiLU)
         self.workspace, self.name, self.real = workspace, name, REALS[self.w1.dtype]
         self.slope = self.b1
 
@@ -48,7 +48,7 @@ class Perceptron:
 
     def forward(self, x: Tensor, out: Tensor, *, add: bool = False) -> None:
         """Write, or add, the outputs [N, F] of x [N, C]."""
-        shape = (len(x), len(self.b1))
+        shape = (x.shape[0], self.width)
         value, hidden = self.workspace.get(self.name, shape, self.real), self.workspace.get("hidden", shape, self.real)
         torch.addmm(self.b1, x, self.w1_t, out=hidden.tensor)
         if self.silu:
@@ -66,7 +66,7 @@ class Perceptron:
 
     def backward(self, g: Tensor, out: Tensor, *, add: bool = False) -> None:
         """Write, or add, the derivative with respect to x, given that with respect to the outputs, [N, F]."""
-        hidden = self.workspace.get("hidden", (len(g), len(self.b1)), self.real).tensor
+        hidden = self.workspace.get("hidden", (g.shape[0], self.width), self.real).tensor
         torch.mm(g, self.w2, out=hidden)
         hidden.mul_(self.slope)
         if add:

@@ -58,7 +58,7 @@ class FusedPaiNN:
 
     def forward(self, species: Tensor, rows: Rows) -> Tensor:
         """Return scalars [N, C], which hold until the next call."""
-        n, c = len(species), self.channels
+        n, c = species.shape[0], self.channels
         s = self._get("scalars", n, 1)
         torch.index_select(self.embedding, 0, species, out=s.tensor)
         edges = (rows.ptr, rows.sender, rows.knot, rows.basis.flat, rows.unit.flat)

@@ -216,7 +216,7 @@ class FastPotential:
             raise ConfigError(f"there is no fast path: {self.reason}")
         species, real = self._species_of(graph.z), REALS[self.dtype]
         rows = Rows(self.workspace, graph, self.potential.cutoff, engine.tables.intervals, self.dtype)
-        raw = self.workspace.get("raw", (len(species), 1), real).tensor
+        raw = self.workspace.get("raw", (species.shape[0], 1), real).tensor
         scalars = engine.forward(species, rows)
         self.head.forward(scalars, raw)
         result: dict[str, Tensor] = {}

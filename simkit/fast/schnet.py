@@ -54,7 +54,7 @@ class FusedSchNet:
 
     def forward(self, species: Tensor, rows: Rows) -> Tensor:
         """Return scalars [N, C], which hold until the next call."""
-        n = len(species)
+        n = species.shape[0]
         x = self.workspace.get("scalars", (n, self.embedding.shape[1]), self.real).tensor
         torch.index_select(self.embedding, 0, species, out=x)
         edges, m = (rows.ptr, rows.sender, rows.knot, rows.basis.flat), self._get("sums", n)
