@@ -54,6 +54,13 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def discard_unfinished(path: str | os.PathLike[str]) -> None:
+    """Delete what processes left that were killed while they replaced ``path`` by `atomic_path`; none may be doing so now."""
+    target = Path(path)
+    for left in target.parent.glob(f".{target.stem}-*{target.suffix}"):
+        left.unlink(missing_ok=True)
+
+
 def write_json(path: str | os.PathLike[str], content: Any) -> None:
     """Write ``content`` as indented JSON, atomically."""
     write_text(path, json.dumps(content, indent=2, sort_keys=False) + "\n")

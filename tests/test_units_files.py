@@ -194,6 +194,23 @@ def test_folders_from_the_environment(tmp_path: Path, monkeypatch: pytest.Monkey
     assert files.cache_dir() == tmp_path / "simkit"
 
 
+def test_what_a_killed_process_left_is_discarded(tmp_path: Path) -> None:
+    target = tmp_path / "checkpoint.npz"
+    with files.atomic_path(target) as temporary:
+        temporary.write_bytes(b"half")
+        left = temporary.with_name(temporary.name[:-4] + "x.npz")  # as if the process had ended here
+        left.write_bytes(b"half")
+    for other in ("checkpoint-2.npz", ".checkpoint.json", ".other-1.npz"):
+        (tmp_path / other).touch()
+    files.discard_unfinished(target)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        target.name,
+        "checkpoint-2.npz",
+        ".checkpoint.json",
+        ".other-1.npz",
+    }
+
+
 def test_track_is_quiet_without_a_terminal(capfd: pytest.CaptureFixture[str]) -> None:
     assert list(progress.track(range(3), "counting")) == [0, 1, 2]
     assert list(progress.track((i for i in range(3)), "counting", total=3)) == [0, 1, 2]

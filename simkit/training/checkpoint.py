@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from simkit.errors import DataError, OutputError
-from simkit.files import atomic_path
+from simkit.files import atomic_path, discard_unfinished
 
 CHECKPOINT = "checkpoint.pt"
 VERSION = 1
@@ -33,6 +33,7 @@ def load_checkpoint(folder: Path, identity: str) -> dict[str, Any]:
     import torch
 
     path = folder / CHECKPOINT
+    discard_unfinished(path)
     if not path.is_file():
         raise DataError(f"nothing to resume: there is no {CHECKPOINT} in {folder}; start without --resume")
     try:

@@ -221,7 +221,9 @@ class _Motion(torch.autograd.Function):
             shifted = values + np.stack([np.diag(step), -np.diag(step)])[:, :, None, :]
             up, down = simulator.motion(shifted.reshape(-1, d)).reshape(2, d, n, -1)
             widths = (shifted[0] - shifted[1])[np.arange(d), :, np.arange(d)]  # as they are after rounding
-            ctx.save_for_backward(torch.from_numpy((up - down) / widths[:, :, None]).to(theta))
+            with np.errstate(invalid="ignore", divide="ignore"):  # NaN where parameters are too large to be told apart
+                jacobian = (up - down) / widths[:, :, None]
+            ctx.save_for_backward(torch.from_numpy(jacobian).to(theta))
         return torch.from_numpy(mean).to(theta)
 
     @staticmethod
