@@ -13,6 +13,7 @@ import torch
 
 from simkit import __version__, plotting
 from simkit.errors import ConfigError
+from simkit.fast.potential import LARGEST_CHECKED
 from simkit.files import write_json
 from simkit.workflows.bench import Bench, Cost, System, bench
 from simkit.workflows.bench_plot import Curve, cost_against_size
@@ -127,7 +128,8 @@ def _memory_lines(result: Bench) -> list[str]:
         lines.append(text)
     if "fast" in result.forecasts:
         lines.append(
-            "fast: its checks, at the first call and now and then, run the reference path in float64 and take the memory of that"
+            f"fast: at the first call and now and then the reference path is run in float64 on up to {LARGEST_CHECKED} of the atoms, "
+            "which takes memory, too"
         )
     return lines
 
