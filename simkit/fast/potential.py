@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, cast
 
@@ -185,7 +185,14 @@ class FastPotential:
         fast = self.evaluate(graph, names)
         if self._exact is None:
             self._exact = copy.deepcopy(self.potential).cast(torch.float64)
-        reference = self._exact(graph, names)
+        return self.judge(graph, fast, self._exact(graph, names))
+
+    def judge(self, graph: AtomGraph, fast: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> Comparison:
+        """Return how far results of the fast path are from those of the potential in float64, which were computed before.
+
+        Args:
+            fast, reference: energy, energies, forces and, if it is to be compared, stress of the graph.
+        """
         forces = reference["forces"]
         largest = max(1.0, float(forces.abs().max())) if len(forces) else 1.0
         sizes = graph.ptr.diff().clamp(min=1)
