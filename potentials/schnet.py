@@ -20,8 +20,13 @@ from simkit.kernels.filter_bank import evaluate_filters, filter_bank
 from simkit.kernels.filter_message import filter_message
 from simkit.kernels.orders import Derivatives, wanted_derivatives
 from simkit.kernels.slope_message import Pairs, convolve, convolve_backward, slope_message
+from simkit.kernels.table_message import TablePairs, table_message
 from simkit.potential import Representation
 from simkit.radial import CutoffName, GaussianBasis, make_cutoff
+
+KNOTS = 10
+"""Of the tables of filters that training uses, for each width of the Gaussians. Filters then differ by 2e-7 of the largest, which is less
+than float32 rounds them by, and their slopes by 1e-5; forces by 3e-5 of the largest."""
 
 
 class SchNetOptions(Options):
@@ -83,8 +88,12 @@ class SchNet(Representation):
         r = torch.sqrt(vectors.square().sum(dim=1)) if wanted == Derivatives.ALL else _Length.apply(vectors)
         if wanted == Derivatives.FORCES:
             return _Forces.apply(r, species, edge_index, self), None
-        plain = wanted == Derivatives.ALL
-        convolutions = self._plain(r, edge_index, both) if plain else self._with_slopes(r, edge_index)
+        trains = both and torch.is_grad_enabled() and (wanted == Derivatives.TRAINING or not vectors.requires_grad)
+        if trains and (knots := self._knots(r.detach())):
+            convolutions = self._tabulated(r, edge_index, knots)
+        else:
+            plain = wanted == Derivatives.ALL
+            convolutions = self._plain(r, edge_index, both) if plain else self._with_slopes(r, edge_index)
         x = self.embedding(species)
         for interaction, convolution in zip(self.interactions, convolutions, strict=True):
             x = x + interaction(x, convolution)
@@ -110,6 +119,22 @@ class SchNet(Representation):
         for w, slope in zip(filters[:layers], filters[layers:], strict=True):
             yield partial(slope_message, w=w, slope=slope, r=r, pairs=pairs)
 
+    def _tabulated(self, r: Tensor, edge_index: Tensor, knots: range) -> Iterator[Callable[[Tensor], Tensor]]:
+        """The same convolutions by filters that are made at the knots only, and interpolated between them."""
+        constant, layers, step = r.detach(), len(self.interactions), self.basis.spacing / KNOTS
+        filters = filter_bank(*self.bank(torch.arange(knots.start, knots.stop, dtype=r.dtype) * step))
+        pairs = TablePairs(edge_index[0], edge_index[1], constant, self._cutoff_with_slope(constant), knots.start, step)
+        for w, slope in zip(filters[:layers], filters[layers:], strict=True):
+            yield partial(table_message, values=w, slopes=slope, r=r, pairs=pairs)
+
+    def _knots(self, r: Tensor) -> range | None:
+        """The knots of a table for these distances; None where it would not pay, or where its error would be seen."""
+        if r.dtype != torch.float32 or len(r) < 2 * KNOTS:
+            return None
+        step = self.basis.spacing / KNOTS
+        knots = range(int(r.min() / step), int(r.max() / step) + 2)
+        return knots if 2 * len(knots) <= len(r) else None
+
     def bank(self, r: Tensor) -> tuple[Tensor, ...]:
         """Return the arguments of `simkit.kernels.filter_bank`."""
         networks, weights, biases = self._first_layers()
@@ -119,8 +144,11 @@ class SchNet(Representation):
 
     def pairs(self, r: Tensor, edge_index: Tensor) -> Pairs:
         """Return the edges and their weights in the form that the kernels take."""
-        cutoff = torch.stack([self.cutoff_function(r), self.cutoff_function.slope(r)])
-        return Pairs(edge_index[0], edge_index[1], cutoff)
+        return Pairs(edge_index[0], edge_index[1], self._cutoff_with_slope(r))
+
+    def _cutoff_with_slope(self, r: Tensor) -> Tensor:
+        """The cutoff function and its derivative, [2, E]."""
+        return torch.stack([self.cutoff_function(r), self.cutoff_function.slope(r)])
 
     def _first_layers(self) -> tuple[list[nn.Sequential], Tensor, Tensor]:
         """The filter networks, and their first layers as one [K, L F] and its biases [L F]: all begin with the same basis."""

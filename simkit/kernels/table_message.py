@@ -1,0 +1,268 @@
+"""SchNet's continuous-filter convolution with filters read from a table of distances, and its derivatives, each as one pass over pairs.
+
+A filter is a function of one distance. Once there are more pairs than places at which such functions need to be known, the network is
+asked at these places only, and each pair reads its filter w and the slope w' by cubic Hermite interpolation. With T the four rows around
+a pair (values and slopes at the knots before and behind it), the eight numbers A and B of the pair hold the polynomials and the cutoff f:
+
+    m_i = sum_e x_j v,    v = f w = A T,    v' = f' w + f w' = B T         (Schuett et al. 2017, equation 2)
+
+No array of the size [pairs, channels] exists. The backward pass returns the partial derivatives of S = <g, m>, that of the distance being
+sum_c g_i x_j v'. Its own backward pass returns those of T2, the derivative of S along the cotangents (hx, hr).
+
+The work is cut into blocks of channels, which share no output except dr (summed over blocks afterwards), as in `filter_message`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numba import njit, prange
+from torch import Tensor
+
+from simkit.kernels.blocks import BLOCK, begin, compile_blocks, compile_shared, flat, sizes
+
+
+class TablePairs:
+    """Pairs of neighbors, each of which stands for both of its directions, and where in the table they read.
+
+    Args:
+        sender, receiver: [E] int64, on a CPU.
+        r: [E], within the table. cutoff: [2, E], the cutoff function and its derivative at r.
+        first: number of the first knot, which lies at ``first * step``. step: distance of the knots, angstrom.
+    """
+
+    def __init__(self, sender: Tensor, receiver: Tensor, r: Tensor, cutoff: Tensor, first: int, step: float) -> None:
+        self.count = len(r)
+        knot, weights = torch.empty_like(sender), r.new_empty(8 * len(r))
+        _interpolation(first, step, *flat(r, cutoff, knot, weights))
+        self.arrays = flat(sender, receiver, knot, weights)
+
+
+def table_message(x: Tensor, values: Tensor, slopes: Tensor, r: Tensor, pairs: TablePairs) -> Tensor:
+    """Return m [N, C], on a CPU in float32 or float64.
+
+    Differentiable twice with respect to x, once with respect to r, and with respect to the table once on any path: for training on energies
+    and forces, and no more (`simkit.kernels.orders`).
+
+    Args:
+        x: [N, C]. values, slopes: [K, C], filters and their derivatives with respect to r at the knots.
+        r: [E], which enters through the derivatives only.
+    """
+    total: Tensor = _Message.apply(x, values, slopes, r, pairs)
+    return total
+
+
+class _Message(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, values: Tensor, slopes: Tensor, r: Tensor, pairs: TablePairs) -> Tensor:
+        ctx.save_for_backward(x, values, slopes)
+        ctx.pairs = pairs
+        out = x.new_zeros(x.shape)
+        _forward(*sizes(x.shape[1]), *flat(x, values, slopes), *pairs.arrays, *flat(out))
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        return (*_MessageBackward.apply(*ctx.saved_tensors, g, ctx.pairs), None)
+
+
+class _MessageBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, values: Tensor, slopes: Tensor, g: Tensor, pairs: TablePairs
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, values, slopes, g)
+        ctx.pairs = pairs
+        dx, dr = x.new_zeros(x.shape), x.new_empty(pairs.count)
+        dvalues, dslopes = values.new_zeros(values.shape), values.new_zeros(values.shape)
+        arrays = flat(g, dx, dvalues, dslopes, dr)
+        _backward(*sizes(x.shape[1]), *flat(x, values, slopes), *pairs.arrays, *arrays)
+        ctx.mark_non_differentiable(dvalues, dslopes)
+        return dx, dvalues, dslopes, dr
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(
+        ctx: Any, hx: Tensor | None, hvalues: None, hslopes: None, hr: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        x, values, slopes, g = ctx.saved_tensors
+        hx = torch.zeros_like(x) if hx is None else hx
+        hr = x.new_zeros(ctx.pairs.count) if hr is None else hr
+        dx, dg = x.new_zeros(x.shape), x.new_zeros(x.shape)
+        dvalues, dslopes = values.new_zeros(values.shape), values.new_zeros(values.shape)
+        arrays = flat(g, hx, hr, dx, dvalues, dslopes, dg)
+        _second_backward(*sizes(x.shape[1]), *flat(x, values, slopes), *ctx.pairs.arrays, *arrays)
+        return dx, dvalues, dslopes, dg, None
+
+
+@njit(cache=True)
+def _interpolation(first, step, r, cutoff, knot, weights):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled, as all below
+    edges = len(r)
+    for e in range(edges):
+        f, df, place = cutoff[e], cutoff[edges + e], r[e] / step
+        k = int(place)
+        t = place - k
+        knot[e] = k - first
+        a0, a1 = (2 * t - 3) * t * t + 1, ((t - 2) * t + 1) * t * step
+        a2, a3 = (3 - 2 * t) * t * t, (t - 1) * t * t * step
+        b0, b1, b3 = 6 * t * (t - 1) / step, (3 * t - 1) * (t - 1), (3 * t - 2) * t
+        row = weights[8 * e : 8 * e + 8]
+        row[0], row[1], row[2], row[3] = f * a0, f * a1, f * a2, f * a3
+        row[4], row[5], row[6], row[7] = df * a0 + f * b0, df * a1 + f * b1, df * a2 - f * b0, df * a3 + f * b3
+
+
+@compile_blocks
+def _forward_blocks(start, end, c_all, x, values, slopes, sender, receiver, knot, weights, out):  # type: ignore[no-untyped-def]  # pragma: no cover
+    v = np.empty(BLOCK, x.dtype)
+    for e in range(len(sender)):
+        a0, a1, a2, a3 = weights[8 * e], weights[8 * e + 1], weights[8 * e + 2], weights[8 * e + 3]
+        for lo in range(start * BLOCK, end * BLOCK, BLOCK):
+            n = np.uintp(min(BLOCK, c_all - lo))
+            i, j = begin(receiver[e], c_all, lo), begin(sender[e], c_all, lo)
+            k, l = begin(knot[e], c_all, lo), begin(knot[e] + 1, c_all, lo)  # noqa: E741
+            for c in range(n):
+                v[c] = a0 * values[k + c] + a1 * slopes[k + c] + a2 * values[l + c] + a3 * slopes[l + c]
+            # One after the other: an atom may be its own neighbor.
+            for c in range(n):
+                out[i + c] += v[c] * x[j + c]
+            for c in range(n):
+                out[j + c] += v[c] * x[i + c]
+
+
+@compile_blocks
+def _backward_blocks(  # type: ignore[no-untyped-def]  # pragma: no cover
+    start, end, c_all, x, values, slopes, sender, receiver, knot, weights, g, dx, dvalues, dslopes, dr
+):
+    v, a = np.empty(BLOCK, x.dtype), np.empty(BLOCK, x.dtype)
+    edges = len(sender)
+    for e in range(edges):
+        a0, a1, a2, a3 = weights[8 * e], weights[8 * e + 1], weights[8 * e + 2], weights[8 * e + 3]
+        b0, b1, b2, b3 = weights[8 * e + 4], weights[8 * e + 5], weights[8 * e + 6], weights[8 * e + 7]
+        for lo in range(start * BLOCK, end * BLOCK, BLOCK):
+            n = np.uintp(min(BLOCK, c_all - lo))
+            i, j = begin(receiver[e], c_all, lo), begin(sender[e], c_all, lo)
+            k, l = begin(knot[e], c_all, lo), begin(knot[e] + 1, c_all, lo)  # noqa: E741
+            total = x.dtype.type(0)
+            for c in range(n):
+                v[c] = a0 * values[k + c] + a1 * slopes[k + c] + a2 * values[l + c] + a3 * slopes[l + c]
+                slope = b0 * values[k + c] + b1 * slopes[k + c] + b2 * values[l + c] + b3 * slopes[l + c]
+                a[c] = g[i + c] * x[j + c] + g[j + c] * x[i + c]
+                total += a[c] * slope
+            for c in range(n):
+                dx[j + c] += v[c] * g[i + c]
+            for c in range(n):
+                dx[i + c] += v[c] * g[j + c]
+            for c in range(n):
+                dvalues[k + c] += a0 * a[c]
+                dslopes[k + c] += a1 * a[c]
+            for c in range(n):
+                dvalues[l + c] += a2 * a[c]
+                dslopes[l + c] += a3 * a[c]
+            dr[lo // BLOCK * edges + e] = total
+
+
+@compile_blocks
+def _second_blocks(  # type: ignore[no-untyped-def]  # pragma: no cover
+    start,
+    end,
+    c_all,
+    x,
+    values,
+    slopes,
+    sender,
+    receiver,
+    knot,
+    weights,
+    g,
+    hx,
+    hr,
+    dx,
+    dvalues,
+    dslopes,
+    dg,
+):
+    # T2 = sum_e (g_i hx_j + g_j hx_i) v + hr (g_i x_j + g_j x_i) v'
+    v, s = np.empty(BLOCK, x.dtype), np.empty(BLOCK, x.dtype)
+    a, p = np.empty(BLOCK, x.dtype), np.empty(BLOCK, x.dtype)
+    for e in range(len(sender)):
+        h = hr[e]
+        a0, a1, a2, a3 = weights[8 * e], weights[8 * e + 1], weights[8 * e + 2], weights[8 * e + 3]
+        b0, b1, b2, b3 = h * weights[8 * e + 4], h * weights[8 * e + 5], h * weights[8 * e + 6], h * weights[8 * e + 7]
+        for lo in range(start * BLOCK, end * BLOCK, BLOCK):
+            n = np.uintp(min(BLOCK, c_all - lo))
+            i, j = begin(receiver[e], c_all, lo), begin(sender[e], c_all, lo)
+            k, l = begin(knot[e], c_all, lo), begin(knot[e] + 1, c_all, lo)  # noqa: E741
+            for c in range(n):
+                v[c] = a0 * values[k + c] + a1 * slopes[k + c] + a2 * values[l + c] + a3 * slopes[l + c]
+                s[c] = b0 * values[k + c] + b1 * slopes[k + c] + b2 * values[l + c] + b3 * slopes[l + c]
+            for c in range(n):
+                a[c] = g[i + c] * x[j + c] + g[j + c] * x[i + c]
+                p[c] = g[i + c] * hx[j + c] + g[j + c] * hx[i + c]
+            for c in range(n):
+                dx[j + c] += g[i + c] * s[c]
+                dg[i + c] += hx[j + c] * v[c] + x[j + c] * s[c]
+            for c in range(n):
+                dx[i + c] += g[j + c] * s[c]
+                dg[j + c] += hx[i + c] * v[c] + x[i + c] * s[c]
+            for c in range(n):
+                dvalues[k + c] += a0 * p[c] + b0 * a[c]
+                dslopes[k + c] += a1 * p[c] + b1 * a[c]
+            for c in range(n):
+                dvalues[l + c] += a2 * p[c] + b2 * a[c]
+                dslopes[l + c] += a3 * p[c] + b3 * a[c]
+
+
+# Each task takes its share of the blocks, pair by pair; a single task runs in the calling thread.
+
+
+@compile_shared
+def _forward(c_all, tasks, x, values, slopes, sender, receiver, knot, weights, out):  # type: ignore[no-untyped-def]  # pragma: no cover
+    blocks = (c_all + BLOCK - 1) // BLOCK
+    if tasks == 1:
+        _forward_blocks(0, blocks, c_all, x, values, slopes, sender, receiver, knot, weights, out)
+        return
+    for k in prange(tasks):
+        start, end = k * blocks // tasks, (k + 1) * blocks // tasks
+        _forward_blocks(start, end, c_all, x, values, slopes, sender, receiver, knot, weights, out)
+
+
+@compile_shared
+def _backward(  # type: ignore[no-untyped-def]  # pragma: no cover
+    c_all, tasks, x, values, slopes, sender, receiver, knot, weights, g, dx, dvalues, dslopes, dr
+):
+    blocks, edges = (c_all + BLOCK - 1) // BLOCK, len(sender)
+    parts = np.empty(blocks * edges, x.dtype)
+    if tasks == 1:
+        _backward_blocks(
+            0, blocks, c_all, x, values, slopes, sender, receiver, knot, weights, g, dx, dvalues, dslopes, parts
+        )
+    else:
+        for k in prange(tasks):
+            start, end = k * blocks // tasks, (k + 1) * blocks // tasks
+            _backward_blocks(
+                start, end, c_all, x, values, slopes, sender, receiver, knot, weights, g, dx, dvalues, dslopes, parts
+            )
+    dr[:] = parts[:edges]
+    for block in range(1, blocks):
+        for e in range(edges):
+            dr[e] += parts[block * edges + e]
+
+
+@compile_shared
+def _second_backward(  # type: ignore[no-untyped-def]  # pragma: no cover
+    c_all, tasks, x, values, slopes, sender, receiver, knot, weights, g, hx, hr, dx, dvalues, dslopes, dg
+):
+    blocks = (c_all + BLOCK - 1) // BLOCK
+    if tasks == 1:
+        _second_blocks(
+            0, blocks, c_all, x, values, slopes, sender, receiver, knot, weights, g, hx, hr, dx, dvalues, dslopes, dg
+        )
+        return
+    for k in prange(tasks):
+        start, end = k * blocks // tasks, (k + 1) * blocks // tasks
+        _second_blocks(
+            start, end, c_all, x, values, slopes, sender, receiver, knot, weights, g, hx, hr, dx, dvalues, dslopes, dg
+        )
