@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import torch
+from numba import njit
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -150,24 +151,52 @@ class Edges:
         """Put the lists of all replicas end to end."""
         self._edge_index = torch.cat([edge_index for edge_index, _ in self._lists], dim=1)
         self._shift = torch.cat([shift for _, shift in self._lists]) if self._has_cells else None
+        if not self._on_device:
+            shift = np.empty((0, 3)) if self._shift is None else self._shift.numpy()
+            self._near = torch.empty(self._edge_index.shape[1], dtype=torch.int64)
+            self._arrays = self._edge_index.numpy(), shift, self._replica.numpy(), self._near.numpy()
 
     def _within(self) -> tuple[Tensor, Tensor | None]:
         """The edges shorter than the cutoff. Distances that are not a number stay in, for the model to refuse."""
+        near = self._near_on_device() if self._on_device else self._near_on_host()
+        if near is None:
+            return self._edge_index, self._shift
+        shift = None if self._shift is None else self._shift.index_select(0, near)
+        return self._edge_index.index_select(1, near), shift
+
+    def _near_on_host(self) -> Tensor | None:
+        """Which edges these are; None where it is all of them."""
+        count = _select(
+            self._positions.numpy(), self._cells.numpy(), self._shift is not None, self._cutoff**2, *self._arrays
+        )
+        return None if count == len(self._near) else self._near[:count]
+
+    def _near_on_device(self) -> Tensor:
         sender, receiver = self._edge_index.unbind(0)
         vectors = self._positions.index_select(0, sender) - self._positions.index_select(0, receiver)
         if self._shift is not None:
             # Written out: the rounding of a matrix product may depend on the size of the batch.
             x, y, z = self._shift.unsqueeze(2).unbind(1)
-            cell = (
-                self._cells[0]
-                if len(self._cells) == 1
-                else self._cells.index_select(0, self._replica.index_select(0, receiver))
-            )
-            a, b, c = cell.unbind(-2)
+            a, b, c = self._cells.index_select(0, self._replica.index_select(0, receiver)).unbind(-2)
             vectors += x * a + y * b + z * c
         far = vectors.square_().sum(1) >= self._cutoff * self._cutoff
-        if not self._on_device and not bool(far.any()):
-            return self._edge_index, self._shift
-        near = far.logical_not_().nonzero().squeeze(1)
-        shift = None if self._shift is None else self._shift.index_select(0, near)
-        return self._edge_index.index_select(1, near), shift
+        return far.logical_not_().nonzero().squeeze(1)
+
+
+@njit(cache=True)
+def _select(positions, cells, periodic, square, edge_index, shift, replica, near):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
+    """Write the numbers of the edges shorter than the cutoff to ``near``, and return how many there are."""
+    count = 0
+    for e in range(edge_index.shape[1]):
+        j, i = edge_index[0, e], edge_index[1, e]
+        distance = 0.0
+        for k in range(3):
+            x = positions[j, k] - positions[i, k]
+            if periodic:
+                cell = cells[replica[i]]
+                x += shift[e, 0] * cell[0, k] + shift[e, 1] * cell[1, k] + shift[e, 2] * cell[2, k]
+            distance += x * x
+        if not distance >= square:
+            near[count] = e
+            count += 1
+    return count
