@@ -141,6 +141,8 @@ class EGNN(Representation):
     does not move atoms, for nothing would depend on it.
     """
 
+    traceable = True
+
     def __init__(self, options: EGNNOptions, cutoff: float, num_elements: int) -> None:
         super().__init__()
         self.channels = options.channels

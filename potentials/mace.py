@@ -119,6 +119,8 @@ class MACE(Representation):
     Scalars are those of all layers side by side, vectors as well; the last layer has no vectors, which are zero there.
     """
 
+    traceable = True
+
     def __init__(self, options: MACEOptions, cutoff: float, num_elements: int) -> None:
         super().__init__()
         self.options = options

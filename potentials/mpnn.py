@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from simkit.config import Options
 from simkit.heads import Features, sum_over_structures
+from simkit.kernels.tracing import arrangement
 from simkit.potential import Representation
 from simkit.radial import CutoffName, GaussianBasis, make_cutoff
 
@@ -66,6 +67,13 @@ class Neighborhoods:
     def __init__(self, edge_index: Tensor, weighted: Tensor, num_atoms: int) -> None:
         sender, receiver = edge_index[0], edge_index[1]
         edges, width = weighted.shape
+        self.receiver: Tensor | None = None
+        if (given := arrangement()) is not None:
+            self.atoms, self.shape, self.receiver = num_atoms, tuple(given.edge.shape), given.receiver
+            self.sender = given.sender.flatten()
+            filled = torch.cat([weighted, weighted.new_zeros(1, width)]).index_select(0, given.edge.flatten())
+            self.weighted = filled.view(*self.shape, width).transpose(1, 2)
+            return
         count = torch.zeros(num_atoms, dtype=torch.int64, device=sender.device)
         count = count.index_add(0, receiver, torch.ones_like(receiver))
         slots = int(count.max()) if edges else 0  # a shape: the only wait for the device
@@ -79,7 +87,10 @@ class Neighborhoods:
 
     def collect(self, h: Tensor) -> Tensor:
         """Return sum_w g_k(e_vw) h_w for every atom v, [N, K, C]."""
-        return torch.bmm(self.weighted, h.index_select(0, self.sender).view(*self.shape, h.shape[1]))
+        sums = torch.bmm(self.weighted, h.index_select(0, self.sender).view(*self.shape, h.shape[1]))
+        if self.receiver is None:
+            return sums
+        return sums.new_zeros(self.atoms, *sums.shape[1:]).index_add(0, self.receiver, sums)
 
 
 class EdgeNetwork(nn.Module):
@@ -165,6 +176,9 @@ class MPNN(Representation):
 
     The published graphs join all atoms of a molecule; here edges within the cutoff are weighted by the cutoff function.
     """
+
+    traceable = True
+    has_rows = True
 
     def __init__(self, options: MPNNOptions, cutoff: float, num_elements: int) -> None:
         super().__init__()

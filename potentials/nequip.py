@@ -79,6 +79,8 @@ class NequIP(Representation):
     nothing, and none of its weights serves vectors alone.
     """
 
+    traceable = True
+
     def __init__(self, options: NequIPOptions, cutoff: float, num_elements: int) -> None:
         super().__init__()
         self.channels = c = options.channels

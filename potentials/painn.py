@@ -3,6 +3,8 @@
 Schuett, Unke & Gastegger, "Equivariant message passing for the prediction of tensorial properties and molecular spectra", ICML 2021.
 """
 
+from typing import cast
+
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -11,7 +13,9 @@ from simkit.config import Options
 from simkit.fast.painn import FusedPaiNN
 from simkit.fast.workspace import Workspace
 from simkit.graph import one_direction
+from simkit.kernels.orders import Derivatives, wanted_derivatives
 from simkit.kernels.vector_message import vector_message
+from simkit.kernels.vector_network import Geometry, Weights, vector_network
 from simkit.kernels.vector_update import gated_update, invariants
 from simkit.potential import Representation
 from simkit.radial import CutoffName, SineBasis, make_cutoff
@@ -41,8 +45,11 @@ class Filters(nn.Linear):
 
     def forward(self, weighted: Tensor) -> Tensor:
         """Map [E, basis + 1] to [E, 3C]."""
-        # The factor has the layout of the product: the other one makes its gradient at half the speed.
-        return weighted @ torch.cat([self.weight.t(), self.bias.unsqueeze(0)])
+        return weighted @ self.joined()
+
+    def joined(self) -> Tensor:
+        """Weights and bias, [basis + 1, 3C]: the layout of the product, because the other one makes its gradient at half the speed."""
+        return torch.cat([self.weight.t(), self.bias.unsqueeze(0)])
 
 
 class Message(nn.Module):
@@ -86,6 +93,12 @@ class Update(nn.Module):
         return gated_update(s, v, self.net(x), product, u)
 
 
+def _layers(net: nn.Sequential) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Weights and biases of both layers of a perceptron."""
+    first, second = cast(nn.Linear, net[0]), cast(nn.Linear, net[2])
+    return first.weight, first.bias, second.weight, second.bias
+
+
 class PaiNN(Representation):
     """Scalar and vector features refined by alternating message and update blocks."""
 
@@ -110,6 +123,11 @@ class PaiNN(Representation):
             chosen = one_direction(edge_index, vectors)
             edge_index, vectors = edge_index.index_select(1, chosen), vectors.index_select(0, chosen)
         sender, receiver = edge_index[0], edge_index[1]
+        fused = both and vectors.requires_grad and vectors.dtype in (torch.float32, torch.float64)
+        if fused and wanted_derivatives() == Derivatives.TRAINING:
+            geometry = self._geometry(vectors.detach(), sender, receiver)
+            features = vector_network(vectors, self.embedding(species), geometry, self._weights())
+            return features[0], features[1].view(-1, 3, self.channels)
         r = torch.sqrt(vectors.square().sum(dim=1))
         directions = vectors / r.unsqueeze(1)
         weight = self.cutoff_function(r).unsqueeze(1)
@@ -120,6 +138,18 @@ class PaiNN(Representation):
             s, v = s + ds, dv if v is None else v + dv
             s, v = update(s, v)
         return s, None if v is None else v.view(-1, 3, self.channels)
+
+    def _weights(self) -> list[Weights]:
+        layers = zip(self.messages, self.updates, self.filters, strict=True)
+        parts = [(cast(Message, message), cast(Update, update), cast(Filters, net)) for message, update, net in layers]
+        return [Weights(net.joined(), _layers(a.net), b.mix.weight, _layers(b.net)) for a, b, net in parts]
+
+    def _geometry(self, vectors: Tensor, sender: Tensor, receiver: Tensor) -> Geometry:
+        r = torch.linalg.vector_norm(vectors, dim=1)
+        values, slopes = self.basis.with_slopes(r)
+        f, df = self.cutoff_function(r).unsqueeze(1), self.cutoff_function.slope(r).unsqueeze(1)
+        basis, steep = torch.cat([values * f, f], dim=1), torch.cat([slopes * f + values * df, df], dim=1)
+        return Geometry(basis, steep, vectors / r.unsqueeze(1), r, sender, receiver)
 
     def fused(self, cutoff: float, workspace: Workspace) -> FusedPaiNN:
         """Return the representation without autograd."""

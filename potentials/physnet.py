@@ -132,6 +132,8 @@ class Module(nn.Module):
 class PhysNet(Representation):
     """Scalar features refined by modules; the features for the outputs are those of all modules side by side."""
 
+    traceable = True
+
     def __init__(self, options: PhysNetOptions, cutoff: float, elements: Sequence[int]) -> None:
         super().__init__()
         c = options.channels

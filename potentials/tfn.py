@@ -77,6 +77,8 @@ class TensorFieldNetwork(Representation):
     The scalars are those of the last layer, the vectors those that enter it (see `NequIP`).
     """
 
+    traceable = True
+
     def __init__(self, options: TensorFieldNetworkOptions, cutoff: float, num_elements: int) -> None:
         super().__init__()
         self.channels = c = options.channels

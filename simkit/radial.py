@@ -77,6 +77,12 @@ class SineBasis(nn.Module):
         r = r.unsqueeze(-1)
         return torch.sin(r * (math.pi / self.cutoff) * self.orders) / r
 
+    def with_slopes(self, r: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the basis and its derivative with respect to r, [E, count] each."""
+        r, k = r.unsqueeze(-1), self.orders * (math.pi / self.cutoff)
+        values = torch.sin(r * (math.pi / self.cutoff) * self.orders) / r
+        return values, (k * torch.cos(r * k) - values) / r
+
 
 class GaussianBasis(nn.Module):
     """exp(-(r - mu_k)^2 / (2 d^2)) on ``count`` evenly spaced centres a distance d apart (SchNet, 2017, eq. 3)."""

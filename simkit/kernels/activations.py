@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from simkit.kernels.blocks import compile_blocks, compile_shared, flat
 from simkit.kernels.threads import task_count
+from simkit.kernels.tracing import arrangement
 
 TERMS = 17  # of the series: the next is 3^-34 / 35 of the first, below the rounding of float64
 ELEMENTS = 32768  # that one thread takes at least
@@ -30,7 +31,8 @@ class ShiftedSoftplus(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply elementwise."""
-        if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64):
+        plain = x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64)
+        if plain or arrangement() is not None:
             return nn.functional.softplus(x) - math.log(2.0)
         y: Tensor = _ShiftedSoftplus.apply(x)
         return y

@@ -17,6 +17,7 @@ does not depend on the number of threads. Arrays are passed flat: in a row of th
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -74,6 +75,64 @@ def vector_message(
     return ds, dv
 
 
+@dataclass(frozen=True)
+class Message:
+    """The arguments of one message sum as plain values, and the sum with its derivatives, without a record.
+
+    Args:
+        phi, v, filters, directions, sender, receiver, both: as in `vector_message_reference`.
+    """
+
+    phi: Tensor
+    v: Tensor | None
+    filters: Tensor
+    directions: Tensor
+    sender: Tensor
+    receiver: Tensor
+    both: bool
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        """Return ds [N, C] and dv [N, 3C]."""
+        n, c = self.phi.shape[0], self.phi.shape[1] // 3
+        ds, dv = self.phi.new_zeros(n, c), self.phi.new_zeros(n, 3 * c)
+        _forward(*self._arguments(), *flat(ds, dv))
+        return ds, dv
+
+    def backward(self, gs: Tensor, gv: Tensor) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+        """Return the derivatives of S with respect to phi, v, filters and directions."""
+        phi, w = self.phi, self.filters
+        # Outputs are made from their shapes: one "like" a transposed argument would be transposed, too, and `flat` a copy of it.
+        dphi, dw, du = phi.new_zeros(phi.shape), w.new_empty(w.shape), self._du_buffer()
+        dv = None if self.v is None else phi.new_zeros(phi.shape)
+        _backward(*self._arguments(), *flat(gs, gv, dphi, phi[:0] if dv is None else dv, dw, du))
+        return dphi, dv, dw, du.sum(dim=0)
+
+    def second(
+        self, gs: Tensor, gv: Tensor, hp: Tensor | None, hv: Tensor | None, hw: Tensor | None, hu: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor, Tensor]:
+        """Return the derivatives of T with respect to phi, v, filters, directions, gs and gv; cotangents of None are zero."""
+        phi, w, u, has_v = self.phi, self.filters, self.directions, self.v is not None
+        hp = torch.zeros_like(phi) if hp is None else hp
+        hw = torch.zeros_like(w) if hw is None else hw
+        hu = torch.zeros_like(u) if hu is None else hu
+        hv = (torch.zeros_like(phi) if hv is None else hv) if has_v else phi[:0]
+        dphi, dw, du = phi.new_zeros(phi.shape), w.new_empty(w.shape), self._du_buffer()
+        dv = phi.new_zeros(phi.shape if has_v else (0, phi.shape[1]))
+        dgs, dgv = phi.new_zeros(gs.shape), phi.new_zeros(gv.shape)
+        _second_backward(*self._arguments(), *flat(gs, gv, hp, hv, hw, hu, dphi, dv, dw, du, dgs, dgv))
+        return dphi, dv if has_v else None, dw, du.sum(dim=0), dgs, dgv
+
+    def _arguments(self) -> tuple[Any, ...]:
+        v = self.phi[:0] if self.v is None else self.v
+        arrays = flat(self.phi, v, self.filters, self.directions, self.sender, self.receiver)
+        return (*sizes(self.phi.shape[1] // 3), *arrays, self.v is not None, self.both)
+
+    def _du_buffer(self) -> Tensor:
+        """One partial sum of du per block of channels."""
+        u = self.directions
+        return u.new_empty(count_blocks(self.phi.shape[1] // 3), u.shape[0], 3)
+
+
 class _Message(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -81,10 +140,7 @@ class _Message(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(phi, v, w, u, sender, receiver)
         ctx.both = both
-        n, c = phi.shape[0], phi.shape[1] // 3
-        ds, dv = phi.new_zeros(n, c), phi.new_zeros(n, 3 * c)
-        _forward(*sizes(c), *_arrays(phi, v, w, u, sender, receiver), v is not None, both, *flat(ds, dv))
-        return ds, dv
+        return Message(phi, v, w, u, sender, receiver, both).forward()
 
     @staticmethod
     def backward(ctx: Any, gs: Tensor, gv: Tensor) -> tuple[Tensor | None, ...]:
@@ -108,16 +164,7 @@ class _MessageBackward(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
         ctx.save_for_backward(phi, v, w, u, gs, gv, sender, receiver)
         ctx.both = both
-        has_v = v is not None
-        c = phi.shape[1] // 3
-        # Outputs are made from their shapes: one "like" a transposed argument would be transposed, too, and `flat` a copy of it.
-        dphi, dw, du = phi.new_zeros(phi.shape), w.new_empty(w.shape), _du_buffer(c, u)
-        dv = phi.new_zeros(phi.shape) if has_v else None
-        _backward(
-            *sizes(c), *_arrays(phi, v, w, u, sender, receiver), has_v, both, *flat(gs, gv),
-            *flat(dphi, phi[:0] if dv is None else dv, dw, du),
-        )  # fmt: skip
-        return dphi, dv, dw, du.sum(dim=0)
+        return Message(phi, v, w, u, sender, receiver, both).backward(gs, gv)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -125,31 +172,8 @@ class _MessageBackward(torch.autograd.Function):
         ctx: Any, hp: Tensor | None, hv: Tensor | None, hw: Tensor | None, hu: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         phi, v, w, u, gs, gv, sender, receiver = ctx.saved_tensors
-        has_v = v is not None
-        hp = torch.zeros_like(phi) if hp is None else hp
-        hw = torch.zeros_like(w) if hw is None else hw
-        hu = torch.zeros_like(u) if hu is None else hu
-        hv = (torch.zeros_like(phi) if hv is None else hv) if has_v else phi[:0]
-        c = phi.shape[1] // 3
-        dphi, dw, du = phi.new_zeros(phi.shape), w.new_empty(w.shape), _du_buffer(c, u)
-        dv = phi.new_zeros(phi.shape if has_v else (0, 3 * c))
-        dgs, dgv = phi.new_zeros(gs.shape), phi.new_zeros(gv.shape)
-        _second_backward(
-            *sizes(c), *_arrays(phi, v, w, u, sender, receiver), has_v, ctx.both, *flat(gs, gv, hp, hv, hw, hu),
-            *flat(dphi, dv, dw, du, dgs, dgv),
-        )  # fmt: skip
-        return dphi, dv if has_v else None, dw, du.sum(dim=0), dgs, dgv, None, None, None
-
-
-def _arrays(
-    phi: Tensor, v: Tensor | None, w: Tensor, u: Tensor, sender: Tensor, receiver: Tensor
-) -> tuple[np.ndarray, ...]:
-    return flat(phi, phi[:0] if v is None else v, w, u, sender, receiver)
-
-
-def _du_buffer(channels: int, u: Tensor) -> Tensor:
-    """One partial sum of du per block of channels."""
-    return u.new_empty(count_blocks(channels), u.shape[0], 3)
+        message = Message(phi, v, w, u, sender, receiver, ctx.both)
+        return (*message.second(gs, gv, hp, hv, hw, hu), None, None, None)
 
 
 @njit

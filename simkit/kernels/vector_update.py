@@ -13,6 +13,7 @@ the result does not depend on the number of threads. Arrays are passed flat.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -64,14 +65,77 @@ def gated_update(s: Tensor, v: Tensor, a: Tensor, d: Tensor, u: Tensor) -> tuple
     return new_s, new_v
 
 
+@dataclass(frozen=True)
+class Invariants:
+    """`invariants` and its derivatives as plain values, without a record.
+
+    Args:
+        mixed: [N, 3, 2C].
+    """
+
+    mixed: Tensor
+
+    def forward(self, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return (s | n), d and u."""
+        n, c = s.shape
+        x, d, u = s.new_empty(n, 2 * c), s.new_empty(n, c), s.new_empty(n, 3 * c)
+        _invariants(n, c, _tasks(n), *flat(s, self.mixed, x, d, u))
+        return x, d, u
+
+    def backward(self, gx: Tensor, gd: Tensor, gu: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the gradients of s and mixed."""
+        n, c = gd.shape
+        ds, dmixed = gd.new_empty(n, c), gd.new_empty(self.mixed.shape)
+        _invariants_backward(n, c, _tasks(n), *flat(self.mixed, gx, gd, gu, ds, dmixed))
+        return ds, dmixed
+
+    def second(self, gx: Tensor, gd: Tensor, hs: Tensor, hmixed: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return the gradients of mixed, gx, gd and gu from the cotangents of the gradients of s and mixed."""
+        n, c = gd.shape
+        dmixed = gd.new_empty(self.mixed.shape)
+        dgx, dgd, dgu = gd.new_empty(n, 2 * c), gd.new_empty(n, c), gd.new_empty(n, 3 * c)
+        _invariants_second(n, c, _tasks(n), *flat(self.mixed, gx, gd, hs, hmixed, dmixed, dgx, dgd, dgu))
+        return dmixed, dgx, dgd, dgu
+
+
+@dataclass(frozen=True)
+class Update:
+    """`gated_update` and its derivatives as plain values, without a record.
+
+    Args:
+        a: [N, 3C]. d: [N, C]. u: [N, 3C].
+    """
+
+    a: Tensor
+    d: Tensor
+    u: Tensor
+
+    def forward(self, s: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Return s' and v'."""
+        new_s, new_v = s.new_empty(s.shape), v.new_empty(v.shape)
+        _update(*s.shape, _tasks(len(s)), *flat(s, v, self.a, self.d, self.u, new_s, new_v))
+        return new_s, new_v
+
+    def backward(self, gs: Tensor, gv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the gradients of a, d and u; those of s and v are gs and gv."""
+        a, d, u = self.a, self.d, self.u
+        da, dd, du = a.new_empty(a.shape), d.new_empty(d.shape), u.new_empty(u.shape)
+        _update_backward(*d.shape, _tasks(len(d)), *flat(a, d, u, gs, gv, da, dd, du))
+        return da, dd, du
+
+    def second(self, gs: Tensor, gv: Tensor, ha: Tensor, hd: Tensor, hu: Tensor) -> tuple[Tensor, ...]:
+        """Return the gradients of a, d, u, gs and gv from the cotangents of the gradients of a, d and u."""
+        a, d, u = self.a, self.d, self.u
+        outputs = tuple(x.new_empty(x.shape) for x in (a, d, u, gs, gv))
+        _update_second(*d.shape, _tasks(len(d)), *flat(a, d, u, gs, gv, ha, hd, hu, *outputs))
+        return outputs
+
+
 class _Invariants(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, s: Tensor, mixed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         ctx.save_for_backward(mixed)
-        n, c = s.shape
-        x, d, u = s.new_empty(n, 2 * c), s.new_empty(n, c), s.new_empty(n, 3 * c)
-        _invariants(n, c, _tasks(n), *flat(s, mixed, x, d, u))
-        return x, d, u
+        return Invariants(mixed).forward(s)
 
     @staticmethod
     def backward(ctx: Any, gx: Tensor, gd: Tensor, gu: Tensor) -> tuple[Tensor, Tensor]:
@@ -84,29 +148,20 @@ class _InvariantsBackward(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, mixed: Tensor, gx: Tensor, gd: Tensor, gu: Tensor) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(mixed, gx, gd)
-        n, c = gd.shape
-        ds, dmixed = gd.new_empty(n, c), gd.new_empty(mixed.shape)
-        _invariants_backward(n, c, _tasks(n), *flat(mixed, gx, gd, gu, ds, dmixed))
-        return ds, dmixed
+        return Invariants(mixed).backward(gx, gd, gu)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, hs: Tensor, hmixed: Tensor) -> tuple[Tensor, ...]:
         mixed, gx, gd = ctx.saved_tensors
-        n, c = gd.shape
-        dmixed = gd.new_empty(mixed.shape)
-        dgx, dgd, dgu = gd.new_empty(n, 2 * c), gd.new_empty(n, c), gd.new_empty(n, 3 * c)
-        _invariants_second(n, c, _tasks(n), *flat(mixed, gx, gd, hs, hmixed, dmixed, dgx, dgd, dgu))
-        return dmixed, dgx, dgd, dgu
+        return Invariants(mixed).second(gx, gd, hs, hmixed)
 
 
 class _Update(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, s: Tensor, v: Tensor, a: Tensor, d: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(a, d, u)
-        new_s, new_v = s.new_empty(s.shape), v.new_empty(v.shape)
-        _update(*s.shape, _tasks(len(s)), *flat(s, v, a, d, u, new_s, new_v))
-        return new_s, new_v
+        return Update(a, d, u).forward(s, v)
 
     @staticmethod
     def backward(ctx: Any, gs: Tensor, gv: Tensor) -> tuple[Tensor, ...]:
@@ -117,17 +172,13 @@ class _UpdateBackward(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, a: Tensor, d: Tensor, u: Tensor, gs: Tensor, gv: Tensor) -> tuple[Tensor, ...]:
         ctx.save_for_backward(a, d, u, gs, gv)
-        da, dd, du = a.new_empty(a.shape), d.new_empty(d.shape), u.new_empty(u.shape)
-        _update_backward(*d.shape, _tasks(len(d)), *flat(a, d, u, gs, gv, da, dd, du))
-        return da, dd, du
+        return Update(a, d, u).backward(gs, gv)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, ha: Tensor, hd: Tensor, hu: Tensor) -> tuple[Tensor, ...]:
         a, d, u, gs, gv = ctx.saved_tensors
-        outputs = tuple(x.new_empty(x.shape) for x in (a, d, u, gs, gv))
-        _update_second(*d.shape, _tasks(len(d)), *flat(a, d, u, gs, gv, ha, hd, hu, *outputs))
-        return outputs
+        return Update(a, d, u).second(gs, gv, ha, hd, hu)
 
 
 def _tasks(atoms: int) -> int:
