@@ -141,7 +141,7 @@ class EGNN(Representation):
     does not move atoms, for nothing would depend on it.
     """
 
-    traceable = True
+    compiled_edges = 512
 
     def __init__(self, options: EGNNOptions, cutoff: float, num_elements: int) -> None:
         super().__init__()

@@ -119,7 +119,7 @@ class MACE(Representation):
     Scalars are those of all layers side by side, vectors as well; the last layer has no vectors, which are zero there.
     """
 
-    traceable = True
+    compiled_edges = 2**17
 
     def __init__(self, options: MACEOptions, cutoff: float, num_elements: int) -> None:
         super().__init__()

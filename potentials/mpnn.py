@@ -177,7 +177,7 @@ class MPNN(Representation):
     The published graphs join all atoms of a molecule; here edges within the cutoff are weighted by the cutoff function.
     """
 
-    traceable = True
+    compiled_edges = 512
     has_rows = True
 
     def __init__(self, options: MPNNOptions, cutoff: float, num_elements: int) -> None:

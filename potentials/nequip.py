@@ -79,7 +79,7 @@ class NequIP(Representation):
     nothing, and none of its weights serves vectors alone.
     """
 
-    traceable = True
+    compiled_edges = 2**17
 
     def __init__(self, options: NequIPOptions, cutoff: float, num_elements: int) -> None:
         super().__init__()

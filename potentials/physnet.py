@@ -132,7 +132,7 @@ class Module(nn.Module):
 class PhysNet(Representation):
     """Scalar features refined by modules; the features for the outputs are those of all modules side by side."""
 
-    traceable = True
+    compiled_edges = 2**17
 
     def __init__(self, options: PhysNetOptions, cutoff: float, elements: Sequence[int]) -> None:
         super().__init__()

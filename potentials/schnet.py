@@ -3,7 +3,7 @@
 Schuett et al., "SchNet: A continuous-filter convolutional neural network for modeling quantum interactions", NeurIPS 2017.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -15,12 +15,14 @@ from simkit.config import Options
 from simkit.fast.schnet import FusedSchNet
 from simkit.fast.workspace import Workspace
 from simkit.graph import one_direction
-from simkit.kernels.activations import ShiftedSoftplus, shifted_softplus
+from simkit.kernels.activations import ShiftedSoftplus
 from simkit.kernels.filter_bank import evaluate_filters, filter_bank
 from simkit.kernels.filter_message import filter_message
+from simkit.kernels.force_training import features_for_forces
 from simkit.kernels.orders import Derivatives, wanted_derivatives
-from simkit.kernels.slope_message import Pairs, convolve, convolve_backward, slope_message
-from simkit.kernels.table_message import TablePairs, table_message
+from simkit.kernels.scalar_network import ScalarNetwork, Weights, scalar_network
+from simkit.kernels.slope_message import Pairs, SlopeFilters
+from simkit.kernels.table_message import TableFilters, TablePairs
 from simkit.potential import Representation
 from simkit.radial import CutoffName, GaussianBasis, make_cutoff
 
@@ -55,9 +57,10 @@ class Interaction(nn.Module):
         """Return the update of the features, [N, C]; ``convolution`` [N, F] -> [N, F] is the sum over the neighbors."""
         return self.dense_out(convolution(self.dense_in(x)))
 
-    def dense_layers(self) -> tuple[Tensor, nn.Linear, nn.Linear]:
-        """Return W1, and the layers that hold W2 and W3 with their biases."""
-        return self.dense_in.weight, cast(nn.Linear, self.dense_out[0]), cast(nn.Linear, self.dense_out[2])
+    def weights(self) -> Weights:
+        """Return W1, and W2 and W3 with their biases."""
+        hidden, out = cast(nn.Linear, self.dense_out[0]), cast(nn.Linear, self.dense_out[2])
+        return Weights(self.dense_in.weight, (hidden.weight, hidden.bias, out.weight, out.bias))
 
 
 class SchNet(Representation):
@@ -83,21 +86,31 @@ class SchNet(Representation):
         if both:
             chosen = one_direction(edge_index, vectors)
             edge_index, vectors = edge_index.index_select(1, chosen), vectors.index_select(0, chosen)
-        fused = both and vectors.requires_grad and vectors.dtype in (torch.float32, torch.float64)
-        wanted = wanted_derivatives() if fused else Derivatives.ALL
-        r = torch.sqrt(vectors.square().sum(dim=1)) if wanted == Derivatives.ALL else _Length.apply(vectors)
+        wanted = self._wanted(vectors)
+        x, r = self.embedding(species), _lengths(vectors, wanted)
         if wanted == Derivatives.FORCES:
-            return _Forces.apply(r, species, edge_index, self), None
-        trains = both and torch.is_grad_enabled() and (wanted == Derivatives.TRAINING or not vectors.requires_grad)
-        if trains and (knots := self._knots(r.detach())):
-            convolutions = self._tabulated(r, edge_index, knots)
-        else:
-            plain = wanted == Derivatives.ALL
-            convolutions = self._plain(r, edge_index, both) if plain else self._with_slopes(r, edge_index)
-        x = self.embedding(species)
-        for interaction, convolution in zip(self.interactions, convolutions, strict=True):
+            with torch.no_grad():
+                values, slopes = evaluate_filters(*self.bank(r.detach()))[0].unbind(1)
+            layers = self._with_slopes(r.detach(), edge_index, values.unbind(), slopes.unbind())
+            return features_for_forces(ScalarNetwork(self._weights(), layers), r, x)[0], None
+        knots = self._knots(r.detach()) if wanted == Derivatives.TRAINING else None
+        if knots:
+            return scalar_network(r, x, self._weights(), self._tabulated(r.detach(), edge_index, knots)), None
+        if wanted == Derivatives.TRAINING and r.requires_grad:
+            bank, count = filter_bank(*self.bank(r.detach())), len(self.interactions)
+            sloping = self._with_slopes(r.detach(), edge_index, bank[:count], bank[count:])
+            return scalar_network(r, x, self._weights(), sloping), None
+        for interaction, convolution in zip(self.interactions, self._plain(r, edge_index, both), strict=True):
             x = x + interaction(x, convolution)
         return x, None
+
+    def _wanted(self, vectors: Tensor) -> Derivatives:
+        """What may be asked of the kernels: on a GPU, everything."""
+        if vectors.device.type != "cpu" or vectors.dtype not in (torch.float32, torch.float64):
+            return Derivatives.ALL
+        if vectors.requires_grad:
+            return wanted_derivatives()
+        return Derivatives.TRAINING if torch.is_grad_enabled() else Derivatives.ALL
 
     def fused(self, cutoff: float, workspace: Workspace) -> FusedSchNet:
         """Return the representation without autograd."""
@@ -112,20 +125,19 @@ class SchNet(Representation):
             filters = network[2](h)
             yield partial(filter_message, filters=filters, weight=weight, sender=sender, receiver=receiver, both=both)
 
-    def _with_slopes(self, r: Tensor, edge_index: Tensor) -> Iterator[Callable[[Tensor], Tensor]]:
-        """The same convolutions by filters that carry their slopes; without second derivatives with respect to r."""
-        constant, layers = r.detach(), len(self.interactions)
-        filters, pairs = filter_bank(*self.bank(constant)), self.pairs(constant, edge_index)
-        for w, slope in zip(filters[:layers], filters[layers:], strict=True):
-            yield partial(slope_message, w=w, slope=slope, r=r, pairs=pairs)
+    def _with_slopes(
+        self, r: Tensor, edge_index: Tensor, values: Sequence[Tensor], slopes: Sequence[Tensor]
+    ) -> list[SlopeFilters]:
+        """The filters of each layer, with their slopes."""
+        pairs = Pairs(edge_index[0], edge_index[1], self._cutoff_with_slope(r))
+        return [SlopeFilters(*filters, pairs) for filters in zip(values, slopes, strict=True)]
 
-    def _tabulated(self, r: Tensor, edge_index: Tensor, knots: range) -> Iterator[Callable[[Tensor], Tensor]]:
-        """The same convolutions by filters that are made at the knots only, and interpolated between them."""
-        constant, layers, step = r.detach(), len(self.interactions), self.basis.spacing / KNOTS
+    def _tabulated(self, r: Tensor, edge_index: Tensor, knots: range) -> list[TableFilters]:
+        """The filters of each layer, made at the knots only."""
+        layers, step = len(self.interactions), self.basis.spacing / KNOTS
         filters = filter_bank(*self.bank(torch.arange(knots.start, knots.stop, dtype=r.dtype) * step))
-        pairs = TablePairs(edge_index[0], edge_index[1], constant, self._cutoff_with_slope(constant), knots.start, step)
-        for w, slope in zip(filters[:layers], filters[layers:], strict=True):
-            yield partial(table_message, values=w, slopes=slope, r=r, pairs=pairs)
+        pairs = TablePairs(edge_index[0], edge_index[1], r, self._cutoff_with_slope(r), knots.start, step)
+        return [TableFilters(*parts, pairs) for parts in zip(filters[:layers], filters[layers:], strict=True)]
 
     def _knots(self, r: Tensor) -> range | None:
         """The knots of a table for these distances; None where it would not pay, or where its error would be seen."""
@@ -142,9 +154,8 @@ class SchNet(Representation):
         w2, b2 = torch.stack([layer.weight for layer in second]), torch.stack([layer.bias for layer in second])
         return torch.cat(self.basis.with_slopes(r)), weights, biases, w2, b2
 
-    def pairs(self, r: Tensor, edge_index: Tensor) -> Pairs:
-        """Return the edges and their weights in the form that the kernels take."""
-        return Pairs(edge_index[0], edge_index[1], self._cutoff_with_slope(r))
+    def _weights(self) -> list[Weights]:
+        return [cast(Interaction, interaction).weights() for interaction in self.interactions]
 
     def _cutoff_with_slope(self, r: Tensor) -> Tensor:
         """The cutoff function and its derivative, [2, E]."""
@@ -159,6 +170,13 @@ class SchNet(Representation):
         return networks, weights, torch.cat([layer.bias for layer in first])
 
 
+def _lengths(vectors: Tensor, wanted: Derivatives) -> Tensor:
+    if wanted == Derivatives.ALL:
+        return torch.sqrt(vectors.square().sum(dim=1))
+    r: Tensor = _Length.apply(vectors)
+    return r
+
+
 class _Length(torch.autograd.Function):
     """The lengths [E] of vectors, whose directions are constants in the derivatives: there are no second ones."""
 
@@ -171,37 +189,3 @@ class _Length(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Tensor:
         return g.unsqueeze(1) * ctx.directions
-
-
-class _Forces(torch.autograd.Function):
-    """The features as a function of the distances alone and for one backward pass, with no record of single operations.
-
-    On small molecules such a record takes longer than the arithmetic.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, r: Tensor, species: Tensor, edge_index: Tensor, model: SchNet) -> Tensor:
-        pairs = model.pairs(r, edge_index)
-        filters, _ = evaluate_filters(*model.bank(r))
-        x = model.embedding(species)
-        kept = []
-        for interaction, (w, slope) in zip(model.interactions, filters.unbind(), strict=True):
-            w_in, hidden, out = cast(Interaction, interaction).dense_layers()
-            y = torch.mm(x, w_in.t())
-            z = torch.addmm(hidden.bias, convolve(y, w, pairs), hidden.weight.t())
-            s = shifted_softplus(z, h := torch.empty_like(z))
-            x = torch.addmm(x, h, out.weight.t()).add_(out.bias)
-            kept.append((y, w, slope, s, w_in, hidden.weight, out.weight))
-        ctx.kept, ctx.pairs = kept, pairs
-        return x
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None, None]:
-        slopes = []
-        for y, w, slope, s, w_in, w_hidden, w_out in reversed(ctx.kept):
-            total = torch.mm(torch.mm(g, w_out).mul_(s), w_hidden)
-            dy, dr = convolve_backward(y, w, slope, ctx.pairs, total)
-            g = torch.addmm(g, dy, w_in)
-            slopes.append(dr)
-        return torch.stack(slopes).sum(dim=0), None, None, None

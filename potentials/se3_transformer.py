@@ -194,7 +194,7 @@ class SE3Transformer(Representation):
     all irreps together have channels; here both kinds of features have ``channels``.
     """
 
-    traceable = True
+    compiled_edges = 2**17
 
     def __init__(self, options: SE3TransformerOptions, cutoff: float, num_elements: int) -> None:
         super().__init__()

@@ -77,7 +77,7 @@ class TensorFieldNetwork(Representation):
     The scalars are those of the last layer, the vectors those that enter it (see `NequIP`).
     """
 
-    traceable = True
+    compiled_edges = 2**17
 
     def __init__(self, options: TensorFieldNetworkOptions, cutoff: float, num_elements: int) -> None:
         super().__init__()

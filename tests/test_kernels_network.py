@@ -169,14 +169,14 @@ def test_weights_changed_before_the_backward_pass_are_noticed() -> None:
 
 def test_nothing_is_left_for_the_garbage_collector(monkeypatch: pytest.MonkeyPatch) -> None:
     model, graph = model_of(), AtomGraph.from_ase(molecules(), 4.0)
-    made: list[weakref.ref[network_module.Network]] = []
+    made: list[weakref.ref[network_module.VectorNetwork]] = []
 
-    class Watched(network_module.Network):
+    class Watched(network_module.VectorNetwork):
         def __init__(self, *args: Any) -> None:
             super().__init__(*args)
             made.append(weakref.ref(self))
 
-    monkeypatch.setattr(network_module, "Network", Watched)
+    monkeypatch.setattr(network_module, "VectorNetwork", Watched)
     gc.disable()
     try:
         everything(model(graph, ("energy", "forces"), differentiable=True)).backward()

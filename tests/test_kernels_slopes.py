@@ -15,9 +15,7 @@ from simkit.graph import AtomGraph
 from simkit.kernels.activations import ShiftedSoftplus
 from simkit.kernels.blocks import BLOCK
 from simkit.kernels.filter_bank import EDGES, filter_bank, filter_bank_reference
-from simkit.kernels.filter_message import filter_message_reference
 from simkit.kernels.orders import Derivatives, promise, wanted_derivatives
-from simkit.kernels.slope_message import Pairs, slope_message
 from simkit.potential import Potential
 from simkit.radial import CosineCutoff, GaussianBasis, PolynomialCutoff
 
@@ -77,93 +75,6 @@ def test_slopes_of_the_radial_functions(cutoff: CosineCutoff | PolynomialCutoff)
     for k in range(6):
         (expected,) = torch.autograd.grad(basis(r)[:, k].sum(), r)
         torch.testing.assert_close(slopes[:, k], expected, rtol=1e-12, atol=1e-14)
-
-
-def message_inputs(channels: int, edges: int, dtype: torch.dtype = torch.float64) -> tuple[list[Tensor], Tensor]:
-    """x, w, slope, r, f and f', and the edges: several between the same atoms, and some from an atom to itself."""
-    index = torch.randint(0, 6, (2, edges), generator=torch.Generator().manual_seed(edges))
-    x, w, slope, r, f = normals((7, channels), (edges, channels), (edges, channels), (edges,), (2, edges), dtype=dtype)
-    return [x, w, slope, r, f.detach()], index
-
-
-def fused(x: Tensor, w: Tensor, slope: Tensor, r: Tensor, f: Tensor, index: Tensor) -> Tensor:
-    return slope_message(x, w, slope, r, Pairs(index[0], index[1], f))
-
-
-def expanded(x: Tensor, w: Tensor, slope: Tensor, r: Tensor, f: Tensor, index: Tensor) -> Tensor:
-    """Filter and cutoff function as what they are to first order around the distances."""
-    shift = r - r.detach()
-    filters, weight = w + slope * shift.unsqueeze(1), f[0] + f[1] * shift
-    return filter_message_reference(x, filters, weight, index[0], index[1], both=True)
-
-
-def message_results(function: Callable[..., Tensor], inputs: list[Tensor], index: Tensor) -> list[Tensor]:
-    """Values, gradients of a force-like scalar, and gradients of a loss on those; without second ones for the distances."""
-    generator = torch.Generator().manual_seed(1)
-    value, (x, w, slope, r, _) = function(*inputs, index), inputs
-
-    def random_like(x: Tensor) -> Tensor:
-        return torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x.dtype)
-
-    first = torch.autograd.grad((value.tanh() * random_like(value)).sum(), (x, w, r), create_graph=True)
-    # All three gradients in a loss, and that of the distances alone, as forces are.
-    losses = [torch.stack([(a * random_like(a)).sum() for a in kept]).sum() for kept in (first, first[2:])]
-    second = [g for loss in losses for g in torch.autograd.grad(loss, (x, w, slope), retain_graph=True)]
-    return [a.detach() for a in (value, *first, *second)]
-
-
-@pytest.mark.parametrize("channels", [1, 5, BLOCK, 2 * BLOCK + 5])
-@pytest.mark.parametrize("edges", [0, 1, 30])
-def test_slope_message_equals_its_expansion(channels: int, edges: int) -> None:
-    arguments = message_inputs(channels, edges)
-    for a, b in zip(message_results(fused, *arguments), message_results(expanded, *arguments), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
-
-
-def test_slope_message_in_float32() -> None:
-    arguments = message_inputs(BLOCK + 3, 30, torch.float32)
-    for a, b in zip(message_results(fused, *arguments), message_results(expanded, *arguments), strict=True):
-        assert a.dtype == torch.float32
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 * float(b.abs().max()))
-
-
-def test_slope_message_against_finite_differences() -> None:
-    (x, w, slope, r, f), index = message_inputs(2, 5)
-    assert torch.autograd.gradcheck(lambda x, w: fused(x, w, slope, r, f, index), (x, w))
-
-    def backward(x: Tensor, w: Tensor, slope: Tensor, g: Tensor) -> tuple[Tensor, ...]:
-        return torch.autograd.grad(fused(x, w, slope, r, f, index), (x, w, r), g, create_graph=True)
-
-    (g,) = normals((7, 2))
-    assert torch.autograd.gradcheck(backward, (x, w, slope, g))
-
-
-def test_slope_message_takes_transposed_and_expanded_tensors() -> None:
-    inputs, index = message_inputs(3, 8)
-
-    def gradients(function: Callable[..., Tensor]) -> list[Tensor]:
-        x, w, slope = (a.detach().t().contiguous().t().requires_grad_(True) for a in inputs[:3])
-        assert not any(a.is_contiguous() for a in (x, w, slope))
-        message = function(x, w, slope, *inputs[3:], index.t().contiguous().t())
-        first = torch.autograd.grad(message.sum(), (x, w, inputs[3]), create_graph=True)
-        return [*first, *torch.autograd.grad(torch.stack([a.sum() for a in first]).sum(), (x, w, slope))]
-
-    for a, b in zip(gradients(fused), gradients(expanded), strict=True):
-        torch.testing.assert_close(a, b.detach(), rtol=1e-11, atol=1e-11)
-
-
-def test_the_message_does_not_depend_on_the_number_of_threads() -> None:
-    """The shifted softplus does, in its last bit: PyTorch's sigmoid rounds differently at the ends of what each thread has."""
-    message, threads = message_inputs(3 * BLOCK + 5, 30), torch.get_num_threads()
-    results = []
-    try:
-        for count in (1, 2, 3, 1):
-            torch.set_num_threads(count)
-            results.append(message_results(fused, *message))
-    finally:
-        torch.set_num_threads(threads)
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
 def test_shifted_softplus_is_accurate_everywhere() -> None:

@@ -1,7 +1,6 @@
-"""SchNet's convolution with filters from a table, and training with it, against plain PyTorch, finite differences and the exact filters."""
+"""SchNet's convolution with filters that bring their slopes, from edges and from tables, against plain PyTorch; training with tables."""
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,7 +12,8 @@ import simkit
 from simkit.graph import AtomGraph
 from simkit.kernels.blocks import BLOCK
 from simkit.kernels.filter_message import filter_message_reference
-from simkit.kernels.table_message import TablePairs, table_message
+from simkit.kernels.slope_message import Pairs, SlopeFilters
+from simkit.kernels.table_message import TableFilters, TablePairs
 from simkit.potential import Potential
 from simkit.potentials import schnet as schnet_module
 from simkit.radial import PolynomialCutoff
@@ -21,90 +21,130 @@ from simkit.radial import PolynomialCutoff
 FIRST, STEP, KNOTS, CUTOFF = 3, 0.25, 12, PolynomialCutoff(4.0)
 
 
-def inputs_of(channels: int, edges: int, dtype: torch.dtype = torch.float64) -> tuple[list[Tensor], Tensor]:
-    """x, values, slopes, r, and the pairs: several between the same atoms, some from an atom to itself, some at a knot."""
-    generator = torch.Generator().manual_seed(channels + edges)
-    shapes = ((7, channels), (KNOTS, channels), (KNOTS, channels))
-    made = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
-    r = (FIRST + torch.rand(edges, generator=generator, dtype=torch.float64) * (KNOTS - 1.001)) * STEP
-    r[::5] = STEP * (FIRST + 2)
-    index = torch.randint(0, 6, (2, edges), generator=generator)
-    return [x.to(dtype).requires_grad_(True) for x in (*made, r)], index
+class Case:
+    """Atoms, filters of edges or at knots, and edges: several between the same atoms, some from an atom to itself, some at a knot."""
+
+    def __init__(self, kind: str, channels: int, edges: int, dtype: torch.dtype = torch.float64) -> None:
+        generator = torch.Generator().manual_seed(channels + edges)
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+        r = (FIRST + torch.rand(edges, generator=generator, dtype=torch.float64) * (KNOTS - 1.001)) * STEP
+        r[::5] = STEP * (FIRST + 2)
+        self.kind, self.r = kind, r.to(dtype)
+        self.index = torch.randint(0, 6, (2, edges), generator=generator)
+        rows = KNOTS if kind == "table" else edges
+        self.x, self.values, self.slopes = normal(7, channels), normal(rows, channels), normal(rows, channels)
+        self.g, self.hx, self.hr = normal(7, channels), normal(7, channels), normal(edges)
+
+    def filters(self) -> SlopeFilters | TableFilters:
+        cutoff = torch.stack([CUTOFF(self.r), CUTOFF.slope(self.r)])
+        if self.kind == "slopes":
+            return SlopeFilters(self.values, self.slopes, Pairs(*self.index, cutoff))
+        pairs = TablePairs(self.index[0], self.index[1], self.r, cutoff, FIRST, STEP)
+        return TableFilters(self.values, self.slopes, pairs)
+
+    def found(self) -> list[Tensor]:
+        """The message, its derivatives, and those of its derivatives with respect to x and r."""
+        filters = self.filters()
+        dx, dr = filters.forces(self.x, self.g)
+        *first, d_slopes = filters.backward(self.x, self.g)
+        if d_slopes is None:
+            d_slopes = torch.zeros_like(self.slopes)
+        second = filters.second(self.x, self.g, self.hx, self.hr)
+        without = filters.second(self.x, self.g, None, self.hr)
+        return [filters.forward(self.x), dx, dr, *first, d_slopes, *second, *without]
+
+    def expected(self) -> list[Tensor]:
+        """The same by autograd."""
+        x, values, slopes, g, r = (
+            t.clone().requires_grad_(True) for t in (self.x, self.values, self.slopes, self.g, self.r)
+        )
+        weights = values, slopes
+        m = self._written_out(x, values, slopes, r)
+        dx, dr = torch.autograd.grad(m, (x, r), g, create_graph=True)
+        first = torch.autograd.grad(m, weights, g, retain_graph=True, materialize_grads=True)
+        along_r = (dr * self.hr).sum()
+        scalars = ((dx * self.hx).sum() + along_r, along_r)
+        second = [
+            part
+            for scalar in scalars
+            for part in torch.autograd.grad(scalar, (x, *weights, g), retain_graph=True, materialize_grads=True)
+        ]
+        return [t.detach() for t in (m, dx, dr, dx, dr, *first, *second)]
+
+    def _written_out(self, x: Tensor, values: Tensor, slopes: Tensor, r: Tensor) -> Tensor:
+        sender, receiver = self.index
+        if self.kind == "slopes":  # filter and cutoff function as what they are to first order around the distances
+            shift = r - r.detach()
+            weight = CUTOFF(r.detach()) + CUTOFF.slope(r.detach()) * shift
+            return filter_message_reference(
+                x, values + slopes * shift.unsqueeze(1), weight, sender, receiver, both=True
+            )
+        # the cubic of each interval as the one that has the values and slopes at its ends
+        k = (r.detach().double() / STEP).long()
+        t = (r / STEP - k).unsqueeze(1)
+        k = k - FIRST
+        rise, begin, end = values[k + 1] - values[k], slopes[k] * STEP, slopes[k + 1] * STEP
+        filters = values[k] + t * (begin + t * (3 * rise - 2 * begin - end + t * (begin + end - 2 * rise)))
+        return filter_message_reference(x, filters, CUTOFF(r), sender, receiver, both=True)
 
 
-def pairs_of(r: Tensor, index: Tensor) -> TablePairs:
-    r = r.detach()
-    return TablePairs(index[0], index[1], r, torch.stack([CUTOFF(r), CUTOFF.slope(r)]), FIRST, STEP)
+KINDS = pytest.mark.parametrize("kind", ["slopes", "table"])
 
 
-def fused(x: Tensor, values: Tensor, slopes: Tensor, r: Tensor, index: Tensor) -> Tensor:
-    return table_message(x, values, slopes, r, pairs_of(r, index))
-
-
-def written_out(x: Tensor, values: Tensor, slopes: Tensor, r: Tensor, index: Tensor) -> Tensor:
-    """The cubic of each interval as the one that has the values and slopes at its ends, all derivatives left to PyTorch."""
-    k = (r.detach() / STEP).long()
-    t = (r / STEP - k).unsqueeze(1)
-    k = k - FIRST
-    rise, begin, end = values[k + 1] - values[k], slopes[k] * STEP, slopes[k + 1] * STEP
-    filters = values[k] + t * (begin + t * (3 * rise - 2 * begin - end + t * (begin + end - 2 * rise)))
-    return filter_message_reference(x, filters, CUTOFF(r), index[0], index[1], both=True)
-
-
-def results(function: Callable[..., Tensor], inputs: list[Tensor], index: Tensor) -> list[Tensor]:
-    """Values, gradients of a force-like scalar, and those of losses on values and forces."""
-    generator = torch.Generator().manual_seed(1)
-    x, values, slopes, r = inputs
-    value = function(x, values, slopes, r, index)
-
-    def random_like(x: Tensor) -> Tensor:
-        return torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x.dtype)
-
-    scalar = (value.tanh() * random_like(value)).sum()
-    weights = torch.autograd.grad(scalar, (x, values, slopes), retain_graph=True)
-    forces = torch.autograd.grad(scalar, (x, r), create_graph=True)
-    losses = [torch.stack([(a * random_like(a)).sum() for a in kept]).sum() for kept in (forces, forces[1:])]
-    second = [g for loss in losses for g in torch.autograd.grad(loss, (x, values, slopes), retain_graph=True)]
-    return [a.detach() for a in (value, *weights, *forces, *second)]
-
-
+@KINDS
 @pytest.mark.parametrize("channels", [1, 5, BLOCK, 2 * BLOCK + 5])
 @pytest.mark.parametrize("edges", [0, 1, 40])
-def test_table_message_equals_the_cubics_written_out(channels: int, edges: int) -> None:
-    arguments = inputs_of(channels, edges)
-    for a, b in zip(results(fused, *arguments), results(written_out, *arguments), strict=True):
+def test_filters_equal_autograd(kind: str, channels: int, edges: int) -> None:
+    case = Case(kind, channels, edges)
+    for a, b in zip(case.found(), case.expected(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
 
-def test_table_message_in_float32() -> None:
-    arguments = inputs_of(BLOCK + 3, 40, torch.float32)
-    for a, b in zip(results(fused, *arguments), results(written_out, *arguments), strict=True):
+@KINDS
+def test_filters_in_float32(kind: str) -> None:
+    case = Case(kind, BLOCK + 3, 40, torch.float32)
+    for a, b in zip(case.found(), case.expected(), strict=True):
         assert a.dtype == torch.float32
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 * float(b.abs().max()))
 
 
-def test_table_message_against_finite_differences() -> None:
-    (x, values, slopes, r), index = inputs_of(2, 6)
-    assert torch.autograd.gradcheck(lambda *a: fused(*a, r, index), (x, values, slopes))
-
-    def forces(x: Tensor, values: Tensor, slopes: Tensor, g: Tensor) -> Tensor:
-        return torch.autograd.grad(fused(x, values, slopes, r, index), r, g, create_graph=True)[0]
-
-    g = torch.randn(7, 2, generator=torch.Generator().manual_seed(2), dtype=torch.float64).requires_grad_(True)
-    assert torch.autograd.gradcheck(forces, (x, values, slopes, g))
-    r, step = (r.detach() + 0.004).requires_grad_(True), 1e-6  # off the knots, where the second derivative jumps
-    moved = [pairs_of(r + s, index) for s in (step, -step)]
-    above, below = (table_message(x, values, slopes, r, pairs) for pairs in moved)
-    # All distances move alike, so that the forces add up.
-    torch.testing.assert_close(
-        ((above - below) * g).sum() / (2 * step), forces(x, values, slopes, g).sum(), rtol=1e-6, atol=1e-7
-    )
+@KINDS
+def test_filters_take_transposed_tensors(kind: str) -> None:
+    case = Case(kind, 3, 8)
+    expected = case.found()
+    for name in ("x", "values", "slopes", "g", "hx"):
+        setattr(case, name, getattr(case, name).t().contiguous().t())
+    assert not case.x.is_contiguous()
+    for a, b in zip(case.found(), expected, strict=True):
+        assert torch.equal(a, b)
 
 
-def test_a_second_derivative_with_respect_to_the_table_is_refused() -> None:
-    (x, values, slopes, r), index = inputs_of(2, 6)
-    (gradient,) = torch.autograd.grad(fused(x, values, slopes, r, index).sum(), values, create_graph=True)
-    assert not gradient.requires_grad
+@KINDS
+def test_filters_do_not_depend_on_the_number_of_threads(kind: str) -> None:
+    case, threads = Case(kind, 3 * BLOCK + 5, 30), torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 2, 3, 1):
+            torch.set_num_threads(count)
+            results.append(case.found())
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_forces_from_tables_are_the_slopes_of_what_is_interpolated() -> None:
+    case, step = Case("table", 2, 6), 1e-6
+    case.r += 0.004  # off the knots, where the second derivative jumps
+    _, dr = case.filters().forces(case.x, case.g)
+    values = []
+    for shift in (step, -2 * step):
+        case.r += shift
+        values.append((case.filters().forward(case.x) * case.g).sum())
+    torch.testing.assert_close((values[0] - values[1]) / (2 * step), dr.sum(), rtol=1e-6, atol=1e-7)
 
 
 def model_and_graph(dtype: torch.dtype) -> tuple[Potential, AtomGraph]:

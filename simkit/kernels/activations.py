@@ -45,6 +45,13 @@ def shifted_softplus(x: Tensor, out: Tensor) -> Tensor:
     return s
 
 
+def shifted_softplus_second(h: Tensor, g: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the derivatives of <h, g s(x)> with respect to g and x, all contiguous and on a CPU; without a record."""
+    dg, dx = s.new_empty(s.shape), s.new_empty(s.shape)
+    _second(_tasks(s), *flat(h, g, s, dg, dx))
+    return dg, dx
+
+
 class _ShiftedSoftplus(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -69,9 +76,7 @@ class _ShiftedSoftplusBackward(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, h: Tensor) -> tuple[Tensor, Tensor, None]:
         g, s = ctx.saved_tensors
-        dg, dx = s.new_empty(s.shape), s.new_empty(s.shape)
-        _second(_tasks(s), *flat(h, g, s, dg, dx))
-        return dg, dx, None
+        return *shifted_softplus_second(h, g, s), None
 
 
 def _tasks(x: Tensor) -> int:

@@ -1,6 +1,6 @@
 """A perceptron of two layers with all that training on forces asks of it, as plain values in four passes.
 
-    y = W2 silu(z) + b2,    z = W1 x + b1
+    y = W2 f(z) + b2,    z = W1 x + b1,    f: silu, or ln(0.5 exp(z) + 0.5)
 
 In the order in which they are made: `forward` (values), `backward` (gradients g of a scalar S), `tangent` (the derivative of the forward
 pass along a change of its inputs, marked h; at the end of a network it is the derivative of <h, gradient of S> with respect to the
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from simkit.kernels.activations import shifted_softplus, shifted_softplus_second
 from simkit.kernels.blocks import compile_blocks, flat
 
 
@@ -24,19 +25,24 @@ class Perceptron:
 
     Args:
         weights: W1 [H, I], b1 [H], W2 [O, H], b2 [O].
+        softplus: the activation is the shifted softplus, not silu.
     """
 
-    def __init__(self, weights: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
+    def __init__(self, weights: tuple[Tensor, Tensor, Tensor, Tensor], *, softplus: bool = False) -> None:
         self.w1, self.b1, self.w2, self.b2 = weights
+        self.softplus = softplus
         self.tangents: tuple[Tensor, Tensor, Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Return y [N, O] for x [N, I]."""
         self.x = x
         self.z = torch.addmm(self.b1, x, self.w1.t())
-        self.s = torch.sigmoid(self.z)
-        self.hidden, self.slope = torch.empty_like(self.z), torch.empty_like(self.z)
-        _activate(*flat(self.z, self.s, self.hidden, self.slope))
+        self.hidden = torch.empty_like(self.z)
+        if self.softplus:
+            self.slope = shifted_softplus(self.z, self.hidden)
+        else:
+            self.s, self.slope = torch.sigmoid(self.z), torch.empty_like(self.z)
+            _activate(*flat(self.z, self.s, self.hidden, self.slope))
         return torch.addmm(self.b2, self.hidden, self.w2.t())
 
     def backward(self, g: Tensor) -> Tensor:
@@ -48,8 +54,11 @@ class Perceptron:
     def tangent(self, hx: Tensor) -> Tensor:
         """Return the change of y along that of x, after `backward`."""
         hz = hx @ self.w1.t()
-        h_hidden, source = torch.empty_like(hz), torch.empty_like(hz)
-        _bend(*flat(self.z, self.s, self.slope, hz, self.g_hidden, h_hidden, source))
+        if self.softplus:
+            h_hidden, source = shifted_softplus_second(hz, self.g_hidden, self.slope)
+        else:
+            h_hidden, source = torch.empty_like(hz), torch.empty_like(hz)
+            _bend(*flat(self.z, self.s, self.slope, hz, self.g_hidden, h_hidden, source))
         self.tangents = hx, h_hidden, source
         return h_hidden @ self.w2.t()
 

@@ -5,14 +5,14 @@ Per channel, with features x at the sender j, filter w(r) and cutoff function f(
     m_i = sum_e x_j v,    v = f w,    v' = f' w + f w'         (Schuett et al. 2017, equation 2)
 
 The backward pass returns the partial derivatives of S = <g, m>, that of the distance being sum_c g_i x_j v'. Its own backward pass
-returns those of T, the derivative of S along the cotangents (hx, hw, hr).
+returns those of T, the derivative of S along the cotangents (hx, hr). There are no second derivatives with respect to distances.
 
 The work is cut into blocks of channels, which share no output except dr (summed over blocks afterwards), as in `filter_message`.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -34,76 +34,50 @@ class Pairs:
         self.arrays = flat(cutoff, sender, receiver)
 
 
-def slope_message(x: Tensor, w: Tensor, slope: Tensor, r: Tensor, pairs: Pairs) -> Tensor:
-    """Return m [N, C], on a CPU in float32 or float64.
-
-    Differentiable twice with respect to x, w and slope, once with respect to r: the second derivative is taken to be zero. It is meant
-    for where no more is asked for (`simkit.kernels.orders`); `filter_message` has all second derivatives.
+@dataclass(frozen=True)
+class SlopeFilters:
+    """Filters with slopes of one layer: the message and its derivatives as plain values, without a record.
 
     Args:
-        x: [N, C]. w, slope: [E, C], filters and their derivatives with respect to r; as functions of weights, not of r.
-        r: [E], which enters through the derivatives only.
+        values, slopes: [E, C]. pairs: what they belong to.
     """
-    total: Tensor = _Message.apply(x, w, slope, r, pairs)
-    return total
 
+    values: Tensor
+    slopes: Tensor
+    pairs: Pairs
 
-def convolve(x: Tensor, w: Tensor, pairs: Pairs) -> Tensor:
-    """Return m [N, C] without a record for derivatives."""
-    out = x.new_zeros(x.shape)
-    _forward(*sizes(x.shape[1]), *flat(x, w), *pairs.arrays, *flat(out))
-    return out
+    def forward(self, x: Tensor) -> Tensor:
+        """Return m [N, C]."""
+        out = x.new_zeros(x.shape)
+        _forward(*sizes(x.shape[1]), *flat(x, self.values), *self.pairs.arrays, *flat(out))
+        return out
 
+    def forces(self, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the derivatives of <g, m> with respect to x [N, C] and r [E]."""
+        return self._backward(x, g, None)
 
-def convolve_backward(
-    x: Tensor, w: Tensor, slope: Tensor, pairs: Pairs, g: Tensor, dw: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Return the derivatives of <g, m> with respect to x [N, C] and r [E]; write that with respect to w into ``dw`` where given."""
-    dx, dr = x.new_zeros(x.shape), x.new_empty(len(w))
-    with_dw = dw is not None
-    arrays = flat(x, w, slope, g, dx, w if dw is None else dw, dr)
-    _backward(*sizes(x.shape[1]), *arrays, *pairs.arrays, with_dw)
-    return dx, dr
+    def backward(self, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        """Return the derivatives of <g, m> with respect to x, r, values and slopes, which have no part in it."""
+        dvalues = self.values.new_empty(self.values.shape)
+        dx, dr = self._backward(x, g, dvalues)
+        return dx, dr, dvalues, None
 
+    def _backward(self, x: Tensor, g: Tensor, dvalues: Tensor | None) -> tuple[Tensor, Tensor]:
+        w = self.values
+        dx, dr = x.new_zeros(x.shape), x.new_empty(len(w))
+        arrays = flat(x, w, self.slopes, g, dx, w if dvalues is None else dvalues, dr)
+        _backward(*sizes(x.shape[1]), *arrays, *self.pairs.arrays, dvalues is not None)
+        return dx, dr
 
-class _Message(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, w: Tensor, slope: Tensor, r: Tensor, pairs: Pairs) -> Tensor:
-        ctx.save_for_backward(x, w, slope)
-        ctx.pairs = pairs
-        return convolve(x, w, pairs)
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        dx, dw, dr = _MessageBackward.apply(*ctx.saved_tensors, g, ctx.pairs)
-        return dx, dw, None, dr, None
-
-
-class _MessageBackward(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, w: Tensor, slope: Tensor, g: Tensor, pairs: Pairs
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, w, slope, g)
-        ctx.pairs = pairs
-        dw = w.new_empty(w.shape)
-        dx, dr = convolve_backward(x, w, slope, pairs, g, dw)
-        return dx, dw, dr
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, hx: Tensor | None, hw: Tensor | None, hr: Tensor | None) -> tuple[Tensor | None, ...]:
-        x, w, slope, g = ctx.saved_tensors
-        has_hw = hw is not None
+    def second(self, x: Tensor, g: Tensor, hx: Tensor | None, hr: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return the derivatives of T with respect to x, values, slopes and g; a cotangent of None is zero."""
+        w = self.values
         hx = torch.zeros_like(x) if hx is None else hx
-        hw = w if hw is None else hw
-        hr = x.new_zeros(len(w)) if hr is None else hr
         dx, dg = x.new_zeros(x.shape), x.new_zeros(x.shape)
         dw, dslope = w.new_empty(w.shape), w.new_empty(w.shape)
-        arrays = flat(x, w, slope, g, hx, hw, hr, dx, dw, dslope, dg)
-        _second_backward(*sizes(x.shape[1]), *arrays, *ctx.pairs.arrays, has_hw)
-        return dx, dw, dslope, dg, None
+        arrays = flat(x, w, self.slopes, g, hx, hr, dx, dw, dslope, dg)
+        _second_backward(*sizes(x.shape[1]), *arrays, *self.pairs.arrays)
+        return dx, dw, dslope, dg
 
 
 @compile_blocks
@@ -144,9 +118,9 @@ def _backward_blocks(  # type: ignore[no-untyped-def]  # pragma: no cover
 
 @compile_blocks
 def _second_blocks(  # type: ignore[no-untyped-def]  # pragma: no cover
-    start, end, c_all, x, w, slope, g, hx, hw, hr, dx, dw, dslope, dg, f, sender, receiver, has_hw
+    start, end, c_all, x, w, slope, g, hx, hr, dx, dw, dslope, dg, f, sender, receiver
 ):
-    # T = sum_e g_i (hx_j v + x_j t),    t = hr v' + f hw
+    # T = sum_e g_i (hx_j v + x_j t),    t = hr v'
     edges = len(sender)
     for e in range(edges):
         df = f[edges + e]
@@ -159,14 +133,10 @@ def _second_blocks(  # type: ignore[no-untyped-def]  # pragma: no cover
                 dslope[b + c] = hr[e] * f[e] * a
             for c in range(n):
                 t = hr[e] * (df * w[b + c] + f[e] * slope[b + c])
-                if has_hw:
-                    t += f[e] * hw[b + c]
                 dx[j + c] += g[i + c] * t
                 dg[i + c] += hx[j + c] * f[e] * w[b + c] + x[j + c] * t
             for c in range(n):
                 t = hr[e] * (df * w[b + c] + f[e] * slope[b + c])
-                if has_hw:
-                    t += f[e] * hw[b + c]
                 dx[i + c] += g[j + c] * t
                 dg[j + c] += hx[i + c] * f[e] * w[b + c] + x[i + c] * t
 
@@ -204,12 +174,12 @@ def _backward(  # type: ignore[no-untyped-def]  # pragma: no cover
 
 @compile_shared
 def _second_backward(  # type: ignore[no-untyped-def]  # pragma: no cover
-    c_all, tasks, x, w, slope, g, hx, hw, hr, dx, dw, dslope, dg, f, sender, receiver, has_hw
+    c_all, tasks, x, w, slope, g, hx, hr, dx, dw, dslope, dg, f, sender, receiver
 ):
     blocks = (c_all + BLOCK - 1) // BLOCK
     if tasks == 1:
-        _second_blocks(0, blocks, c_all, x, w, slope, g, hx, hw, hr, dx, dw, dslope, dg, f, sender, receiver, has_hw)
+        _second_blocks(0, blocks, c_all, x, w, slope, g, hx, hr, dx, dw, dslope, dg, f, sender, receiver)
         return
     for k in prange(tasks):
         start, end = k * blocks // tasks, (k + 1) * blocks // tasks
-        _second_blocks(start, end, c_all, x, w, slope, g, hx, hw, hr, dx, dw, dslope, dg, f, sender, receiver, has_hw)
+        _second_blocks(start, end, c_all, x, w, slope, g, hx, hr, dx, dw, dslope, dg, f, sender, receiver)

@@ -14,7 +14,7 @@ The work is cut into blocks of channels, which share no output except dr (summed
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -40,62 +40,47 @@ class TablePairs:
         self.arrays = flat(sender, receiver, knot, weights)
 
 
-def table_message(x: Tensor, values: Tensor, slopes: Tensor, r: Tensor, pairs: TablePairs) -> Tensor:
-    """Return m [N, C], on a CPU in float32 or float64.
-
-    Differentiable twice with respect to x, once with respect to r, and with respect to the table once on any path: for training on energies
-    and forces, and no more (`simkit.kernels.orders`).
+@dataclass(frozen=True)
+class TableFilters:
+    """The filters of one layer in a table: the message and its derivatives as plain values, without a record.
 
     Args:
-        x: [N, C]. values, slopes: [K, C], filters and their derivatives with respect to r at the knots.
-        r: [E], which enters through the derivatives only.
+        values, slopes: [K, C]. pairs: that read them.
     """
-    total: Tensor = _Message.apply(x, values, slopes, r, pairs)
-    return total
 
+    values: Tensor
+    slopes: Tensor
+    pairs: TablePairs
 
-class _Message(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, values: Tensor, slopes: Tensor, r: Tensor, pairs: TablePairs) -> Tensor:
-        ctx.save_for_backward(x, values, slopes)
-        ctx.pairs = pairs
+    def forward(self, x: Tensor) -> Tensor:
+        """Return m [N, C]."""
         out = x.new_zeros(x.shape)
-        _forward(*sizes(x.shape[1]), *flat(x, values, slopes), *pairs.arrays, *flat(out))
+        _forward(*sizes(x.shape[1]), *flat(x, self.values, self.slopes), *self.pairs.arrays, *flat(out))
         return out
 
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        return (*_MessageBackward.apply(*ctx.saved_tensors, g, ctx.pairs), None)
+    def forces(self, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the derivatives of <g, m> with respect to x [N, C] and r [E]."""
+        return self._backward(x, g, self.values, self.slopes, False)
 
+    def backward(self, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return the derivatives of <g, m> with respect to x, r, values and slopes."""
+        dvalues, dslopes = self.values.new_zeros(self.values.shape), self.values.new_zeros(self.values.shape)
+        return *self._backward(x, g, dvalues, dslopes, True), dvalues, dslopes
 
-class _MessageBackward(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, values: Tensor, slopes: Tensor, g: Tensor, pairs: TablePairs
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, values, slopes, g)
-        ctx.pairs = pairs
-        dx, dr = x.new_zeros(x.shape), x.new_empty(pairs.count)
-        dvalues, dslopes = values.new_zeros(values.shape), values.new_zeros(values.shape)
-        arrays = flat(g, dx, dvalues, dslopes, dr)
-        _backward(*sizes(x.shape[1]), *flat(x, values, slopes), *pairs.arrays, *arrays)
-        ctx.mark_non_differentiable(dvalues, dslopes)
-        return dx, dvalues, dslopes, dr
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(
-        ctx: Any, hx: Tensor | None, hvalues: None, hslopes: None, hr: Tensor | None
-    ) -> tuple[Tensor | None, ...]:
-        x, values, slopes, g = ctx.saved_tensors
+    def second(self, x: Tensor, g: Tensor, hx: Tensor | None, hr: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return the derivatives of T2 with respect to x, values, slopes and g; a cotangent of None is zero."""
         hx = torch.zeros_like(x) if hx is None else hx
-        hr = x.new_zeros(ctx.pairs.count) if hr is None else hr
         dx, dg = x.new_zeros(x.shape), x.new_zeros(x.shape)
-        dvalues, dslopes = values.new_zeros(values.shape), values.new_zeros(values.shape)
+        dvalues, dslopes = self.values.new_zeros(self.values.shape), self.values.new_zeros(self.values.shape)
         arrays = flat(g, hx, hr, dx, dvalues, dslopes, dg)
-        _second_backward(*sizes(x.shape[1]), *flat(x, values, slopes), *ctx.pairs.arrays, *arrays)
-        return dx, dvalues, dslopes, dg, None
+        _second_backward(*sizes(x.shape[1]), *flat(x, self.values, self.slopes), *self.pairs.arrays, *arrays)
+        return dx, dvalues, dslopes, dg
+
+    def _backward(self, x: Tensor, g: Tensor, dvalues: Tensor, dslopes: Tensor, wanted: bool) -> tuple[Tensor, Tensor]:
+        dx, dr = x.new_zeros(x.shape), x.new_empty(self.pairs.count)
+        arrays = flat(g, dx, dvalues, dslopes, dr)
+        _backward(*sizes(x.shape[1]), *flat(x, self.values, self.slopes), *self.pairs.arrays, *arrays, wanted)
+        return dx, dr
 
 
 @njit(cache=True)
@@ -134,7 +119,7 @@ def _forward_blocks(start, end, c_all, x, values, slopes, sender, receiver, knot
 
 @compile_blocks
 def _backward_blocks(  # type: ignore[no-untyped-def]  # pragma: no cover
-    start, end, c_all, x, values, slopes, sender, receiver, knot, weights, g, dx, dvalues, dslopes, dr
+    start, end, c_all, x, values, slopes, sender, receiver, knot, weights, g, dx, dvalues, dslopes, dr, wanted
 ):
     v, a = np.empty(BLOCK, x.dtype), np.empty(BLOCK, x.dtype)
     edges = len(sender)
@@ -155,13 +140,15 @@ def _backward_blocks(  # type: ignore[no-untyped-def]  # pragma: no cover
                 dx[j + c] += v[c] * g[i + c]
             for c in range(n):
                 dx[i + c] += v[c] * g[j + c]
+            dr[lo // BLOCK * edges + e] = total
+            if not wanted:
+                continue
             for c in range(n):
                 dvalues[k + c] += a0 * a[c]
                 dslopes[k + c] += a1 * a[c]
             for c in range(n):
                 dvalues[l + c] += a2 * a[c]
                 dslopes[l + c] += a3 * a[c]
-            dr[lo // BLOCK * edges + e] = total
 
 
 @compile_blocks
@@ -231,19 +218,34 @@ def _forward(c_all, tasks, x, values, slopes, sender, receiver, knot, weights, o
 
 @compile_shared
 def _backward(  # type: ignore[no-untyped-def]  # pragma: no cover
-    c_all, tasks, x, values, slopes, sender, receiver, knot, weights, g, dx, dvalues, dslopes, dr
+    c_all, tasks, x, values, slopes, sender, receiver, knot, weights, g, dx, dvalues, dslopes, dr, wanted
 ):
     blocks, edges = (c_all + BLOCK - 1) // BLOCK, len(sender)
     parts = np.empty(blocks * edges, x.dtype)
     if tasks == 1:
         _backward_blocks(
-            0, blocks, c_all, x, values, slopes, sender, receiver, knot, weights, g, dx, dvalues, dslopes, parts
+            0, blocks, c_all, x, values, slopes, sender, receiver, knot, weights, g, dx, dvalues, dslopes, parts, wanted
         )
     else:
         for k in prange(tasks):
             start, end = k * blocks // tasks, (k + 1) * blocks // tasks
             _backward_blocks(
-                start, end, c_all, x, values, slopes, sender, receiver, knot, weights, g, dx, dvalues, dslopes, parts
+                start,
+                end,
+                c_all,
+                x,
+                values,
+                slopes,
+                sender,
+                receiver,
+                knot,
+                weights,
+                g,
+                dx,
+                dvalues,
+                dslopes,
+                parts,
+                wanted,
             )
     dr[:] = parts[:edges]
     for block in range(1, blocks):

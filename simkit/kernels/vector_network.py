@@ -1,27 +1,19 @@
-"""PaiNN as one operator for training on energies and forces, with its derivatives written out.
-
-What autograd would record are some five hundred operations for each step, whose bookkeeping takes longer than the arithmetic on small
-molecules. Here four passes take their place, each once over the layers:
-
-    forward    the features, from the edge vectors
-    backward   the gradients of a scalar S of the features with respect to the edge vectors: forces
-    tangent    the features' change along a change of the edge vectors, which is what a loss on forces hands to the gradients that came in
-    adjoint    the derivatives of the loss with respect to the weights, from those of the features, and from gradients and tangents
+"""PaiNN as one operator for training on energies and forces: the passes of `simkit.kernels.force_training` over its layers.
 
 Letters before a name: g for gradients of S, h for tangents, a for adjoints, d for derivatives of the loss with respect to weights.
-Notation of the rest as in `vector_message` and `vector_update` (Schuett et al. 2021, equations 7 to 10). Second derivatives with respect
-to edge vectors are not there (`simkit.kernels.orders`).
+Notation of the rest as in `vector_message` and `vector_update` (Schuett et al. 2021, equations 7 to 10).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from simkit.kernels.force_training import features_of
 from simkit.kernels.perceptron import Perceptron
 from simkit.kernels.vector_message import Message
 from simkit.kernels.vector_update import Invariants, Update
@@ -157,17 +149,16 @@ class Layer:
         return (self._rows(g) @ self.mix).view(len(g), -1)
 
 
-class Network:
-    """One evaluation of all layers.
+class VectorNetwork:
+    """One evaluation of all layers, as `simkit.kernels.force_training` takes it; its edges are given by their vectors.
 
-    Attributes:
-        has_forces: whether the gradients were made.
+    Args:
+        weights: of each layer, at least one.
     """
 
     def __init__(self, geometry: Geometry, weights: Sequence[Weights]) -> None:
         self.geometry = geometry
         self.layers = [Layer(part, geometry) for part in weights]
-        self.has_forces = False
 
     def forward(self, s: Tensor) -> tuple[Tensor, Tensor]:
         """Return the features [N, C] and [N, 3C] from the embedding."""
@@ -176,14 +167,14 @@ class Network:
             s, v = layer.forward(s, v)
         return s, v
 
-    def backward(self, gs: Tensor, gv: Tensor) -> Tensor:
+    def backward(self, g: Sequence[Tensor]) -> Tensor:
         """Return the gradients of the edge vectors, [E, 3]."""
+        gs, gv = g
         basis, directions = torch.zeros_like(self.geometry.basis), torch.zeros_like(self.geometry.directions)
         for layer in reversed(self.layers):
             gs, gv, g_basis, g_directions = layer.backward(gs, gv)
             basis += g_basis
             directions += g_directions
-        self.has_forces = True
         return self.geometry.backward(basis, directions)
 
     def tangent(self, h: Tensor) -> tuple[Tensor, Tensor]:
@@ -194,8 +185,9 @@ class Network:
             hs, hv = layer.tangent(hs, hv, basis, directions)
         return hs, hv
 
-    def adjoint(self, s: Tensor, v: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def adjoint(self, a: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """Return the adjoint of the embedding, and the derivatives with respect to the weights of all layers in a row."""
+        s, v = a
         found: list[Tensor] = []
         for layer in reversed(self.layers):
             s, v, weights = layer.adjoint(s, v)
@@ -206,59 +198,10 @@ class Network:
 def vector_network(vectors: Tensor, s: Tensor, geometry: Geometry, weights: Sequence[Weights]) -> tuple[Tensor, Tensor]:
     """Return the features s [N, C] and v [N, 3C] after all layers, on a CPU in float32 or float64.
 
-    Forces are made first, by one differentiation with respect to ``vectors`` under ``create_graph``; then the loss is differentiated with
-    respect to s and the weights, as often as wanted.
-
     Args:
         vectors: [E, 3], the edge vectors that the geometry was made of. s: [N, C], the embedding of the atoms.
         weights: of each layer, at least one.
-
-    Raises:
-        RuntimeError: in a backward pass that asks for other derivatives.
     """
-    network = Network(geometry, weights)
-    features: tuple[Tensor, Tensor] = _Features.apply(
-        vectors, s, network, *[w for part in weights for w in part.flat()]
-    )
-    return features
-
-
-class _Features(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, vectors: Tensor, s: Tensor, network: Network, *weights: Tensor) -> tuple[Tensor, Tensor]:
-        ctx.set_materialize_grads(False)
-        ctx.network, ctx.count = network, len(weights)
-        s, v = network.forward(s)
-        # The weights, too: PyTorch then notices if they were changed in place before the backward pass.
-        ctx.save_for_backward(s, v, *weights)
-        return s, v
-
-    @staticmethod
-    def backward(ctx: Any, gs: Tensor | None, gv: Tensor | None) -> tuple[Tensor | None, ...]:
-        s, v, *_ = ctx.saved_tensors
-        network: Network = ctx.network
-        gs = torch.zeros_like(s) if gs is None else gs
-        gv = torch.zeros_like(v) if gv is None else gv
-        if not torch.is_grad_enabled():
-            if not network.has_forces:
-                raise RuntimeError("forces must be made with create_graph=True before a loss is differentiated")
-            d_embedding, weights = network.adjoint(gs, gv)
-            return None, d_embedding, None, *weights
-        if network.has_forces:
-            raise RuntimeError("there are no second derivatives with respect to weights; leave create_graph out")
-        return (_Forces.apply(gs, gv, s, v, network), None, None) + (None,) * ctx.count
-
-
-class _Forces(torch.autograd.Function):
-    """The gradients of the edge vectors. The features are arguments only to make their backward pass wait for the one here."""
-
-    @staticmethod
-    def forward(ctx: Any, gs: Tensor, gv: Tensor, s: Tensor, v: Tensor, network: Network) -> Tensor:
-        ctx.network = network
-        # What the network keeps must not lead back to it, or only the garbage collector would free it.
-        return network.backward(gs.detach(), gv.detach())
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, h: Tensor) -> tuple[Tensor | None, ...]:
-        return (*ctx.network.tangent(h), None, None, None)
+    flat = [weight for part in weights for weight in part.flat()]
+    s, v = features_of(VectorNetwork(geometry, weights), vectors, s, flat)
+    return s, v
