@@ -3,7 +3,7 @@
 Schuett, Unke & Gastegger, "Equivariant message passing for the prediction of tensorial properties and molecular spectra", ICML 2021.
 """
 
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from pydantic import Field
@@ -18,7 +18,7 @@ from simkit.kernels.vector_message import vector_message
 from simkit.kernels.vector_network import Geometry, Weights, vector_network
 from simkit.kernels.vector_update import gated_update, invariants
 from simkit.potential import Representation
-from simkit.radial import CutoffName, SineBasis, make_cutoff
+from simkit.radial import CutoffName, GaussianBasis, SineBasis, make_cutoff
 
 
 class PaiNNOptions(Options):
@@ -31,17 +31,21 @@ class PaiNNOptions(Options):
     layers: int = Field(3, ge=1)
     basis: int = Field(20, ge=1)
     cutoff_function: CutoffName = "polynomial"
+    radial: Literal["sine", "gaussian"] = Field(
+        "sine", description='the published functions of distance, sin(n pi r / rc) / r, or "gaussian" ones'
+    )
 
 
 class Filters(nn.Linear):
     """(W basis(r) + b) f(r), from f(r) basis(r) and f(r) side by side: nothing of the filters' size is multiplied elementwise."""
 
-    def __init__(self, basis: int, out_channels: int) -> None:
+    def __init__(self, basis: int, out_channels: int, *, sine: bool) -> None:
         super().__init__(basis, out_channels)
-        with torch.no_grad():
+        if sine:
             # sin(n pi r / rc) is n times as steep: with equal weights the filters, and the forces with them, would start rough,
             # and a few hundred frames do not smooth them.
-            self.weight.div_(torch.arange(1.0, basis + 1.0))
+            with torch.no_grad():
+                self.weight.div_(torch.arange(1.0, basis + 1.0))
 
     def forward(self, weighted: Tensor) -> Tensor:
         """Map [E, basis + 1] to [E, 3C]."""
@@ -109,9 +113,10 @@ class PaiNN(Representation):
         self.channels = c = options.channels
         self.activation = nn.SiLU()
         self.embedding = nn.Embedding(num_elements, c)
-        self.basis = SineBasis(options.basis, cutoff)
+        sine = options.radial == "sine"
+        self.basis = SineBasis(options.basis, cutoff) if sine else GaussianBasis(options.basis, cutoff)
         self.cutoff_function = make_cutoff(options.cutoff_function, cutoff)
-        self.filters = nn.ModuleList([Filters(options.basis, 3 * c) for _ in range(options.layers)])
+        self.filters = nn.ModuleList([Filters(options.basis, 3 * c, sine=sine) for _ in range(options.layers)])
         self.messages = nn.ModuleList([Message(c) for _ in range(options.layers)])
         self.updates = nn.ModuleList([Update(c) for _ in range(options.layers)])
 

@@ -24,11 +24,10 @@ from simkit.radial import SineBasis
 Loss = Callable[[dict[str, Tensor]], Tensor]
 
 
-def model_of(outputs: tuple[str, ...] = ("energy",), layers: int = 3) -> Potential:
+def model_of(outputs: tuple[str, ...] = ("energy",), layers: int = 3, radial: str = "sine") -> Potential:
     torch.manual_seed(4)
-    model = simkit.potentials.build(
-        "painn", cutoff=4.0, elements=[1, 6, 8, 14], outputs=outputs, channels=20, layers=layers, basis=7
-    )
+    options = {"channels": 20, "layers": layers, "basis": 7, "radial": radial}
+    model = simkit.potentials.build("painn", cutoff=4.0, elements=[1, 6, 8, 14], outputs=outputs, **options)
     return model.cast(torch.float64)
 
 
@@ -104,6 +103,14 @@ def test_the_operator_equals_autograd(
     fused, recorded = (results(model, graph, outputs, loss, monkeypatch, fused) for fused in (True, False))
     for a, b in zip(fused, recorded, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11 * max(1.0, float(b.abs().max())))
+
+
+def test_gaussian_functions_of_distance(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, graph = model_of(radial="gaussian"), AtomGraph.from_ase(molecules(), 4.0)
+    arguments = (model, graph, ("energy", "forces"), everything, monkeypatch)
+    for a, b in zip(results(*arguments, True), results(*arguments, False), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11 * max(1.0, float(b.abs().max())))
+    assert model.fast().compare(graph).agrees
 
 
 def test_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
