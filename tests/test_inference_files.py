@@ -14,13 +14,14 @@ from safetensors.torch import load_file, save_file
 
 from simkit.errors import ModelFileError, OutputError
 from simkit.files import read_model_header, write_model
-from simkit.inference.approximate import PopulationPosterior, RejectionPosterior
+from simkit.inference.approximate import RejectionPosterior
 from simkit.inference.direct import DirectEstimator
 from simkit.inference.estimator import NetworkOptions
 from simkit.inference.estimators import ESTIMATORS
 from simkit.inference.files import FORMAT, FORMAT_VERSION, load, save
 from simkit.inference.infer import infer
 from simkit.inference.neural import ExactPosterior, NeuralPosterior
+from simkit.inference.population import PopulationPosterior
 from simkit.inference.posterior import Posterior
 from simkit.inference.priors import IndependentPrior, LogUniform, NormalPrior, Prior, Uniform
 from simkit.inference.simulations import simulate

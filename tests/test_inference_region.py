@@ -1,4 +1,4 @@
-"""Truncated proposals: the prior confined to a region, by rejection and by chains, against each other and against integrals."""
+"""Truncated proposals: by rejection, within ellipsoids and by chains, against each other and against integrals."""
 
 from __future__ import annotations
 
@@ -60,11 +60,12 @@ def test_rejection_follows_the_truncated_prior() -> None:
 
 
 @pytest.mark.parametrize(("dim", "sd"), [(2, 0.03), (5, 0.15)])
-def test_chains_follow_the_truncated_prior(dim: int, sd: float) -> None:
+@pytest.mark.parametrize("by", ["ellipsoid", "chains"])
+def test_narrow_regions_follow_the_truncated_prior(by: str, dim: int, sd: float) -> None:
     center = [0.6] * dim
     density, samples = mixture([center], [sd], [1.0])
     region = Region([density], [highest_density(density, samples, 1e-3)], samples)
-    z = region.sample(4000, 5)
+    z = region.sample(4000, 5) if by == "ellipsoid" else region._chains(4000, torch.Generator().manual_seed(5))
     assert bool(region.contains(z).all())
     # The region is a ball, in which points drawn evenly are weighted by the prior.
     at = torch.tensor([center], dtype=torch.float64)
@@ -89,6 +90,7 @@ def test_chains_weigh_separate_parts_as_the_prior_does() -> None:
     """Two modes of the same posterior mass, one of nine times the area: of the prior it has most."""
     density, samples = mixture([[1.0, 0.5], [-1.0, -0.5]], [0.03, 0.01], [0.5, 0.5])
     region = Region([density], [highest_density(density, samples, 1e-3)], samples)
+    assert region._reject_around(100, torch.Generator().manual_seed(7)) is None
     z = region.sample(4000, 7)
     trial = torch.from_numpy(np.random.default_rng(1).standard_normal((1_000_000, 2)))
     near = trial[(trial.abs() - torch.tensor([1.0, 0.5])).abs().max(1).values < 0.2]
@@ -117,6 +119,58 @@ def test_chains_agree_with_rejection() -> None:
         a, b = values(by_rejection), values(by_chains)
         error = math.sqrt(float(a.var()) * (1 / 6000 + 4 / len(b)))
         assert abs(float(a.mean() - b.mean())) < 5 * error
+
+
+@pytest.mark.parametrize(("center", "sd"), [([0.8, -0.3, 0.5], 0.25), ([0.2, 0.0, -0.4], 0.4), ([2.0, 0.0, 0.0], 0.3)])
+def test_ellipsoid_agrees_with_rejection(center: list[float], sd: float) -> None:
+    """Where the prior varies much within the region, and its ellipsoid holds the prior's mean or not."""
+    density, samples = mixture([center, [c + 2 * sd for c in center]], [sd, 0.6 * sd], [0.7, 0.3])
+    region = Region([density], [highest_density(density, samples, 1e-2)], samples)
+    generator = torch.Generator().manual_seed(8)
+    trial = torch.randn(400_000, 3, generator=generator, dtype=torch.float64)
+    plain, found = trial[region.contains(trial)], region._reject_around(6000, generator)
+    assert found is not None
+    assert len(found) == 6000
+    assert len(plain) > 3000
+    for values in (lambda z: z[:, 0], lambda z: z[:, 1], lambda z: z[:, 2], lambda z: z.square().sum(1), density):
+        assert scipy.stats.ks_2samp(values(plain).numpy(), values(found).numpy()).pvalue > 1e-3
+
+
+def test_a_region_of_next_to_none_of_the_prior() -> None:
+    """A hundred-millionth of it, that is as narrow as it is long: each draw is its own, and the law is that of a ball."""
+    directions = torch.linalg.qr(torch.randn(8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)).Q
+    scale = directions * torch.logspace(-3, -0.7, 8, dtype=torch.float64)
+    center = torch.full((8,), 0.4, dtype=torch.float64)
+    inverse = torch.linalg.inv(scale)
+
+    def density(z: Tensor) -> Tensor:
+        return normal_log_prob((z - center) @ inverse.T)
+
+    y = torch.randn(2000, 8, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    samples = center + y @ scale.T
+    region = Region([density], [highest_density(density, samples, 1e-3)], samples)
+    z = region.sample(4000, 1)
+    assert len(torch.unique(z, dim=0)) == 4000
+    reach = math.sqrt(-2 * region.thresholds[0] - 8 * math.log(2 * math.pi))
+    volume = math.pi**4 / 24 * reach**8 * float(torch.linalg.det(scale).abs()) / (2 * math.pi) ** 4
+    assert volume < 1e-8
+    narrowest = ((z - center) @ inverse.T)[:, :3] / reach
+    # Along these the prior is even: a coordinate of a ball of 8 dimensions.
+    for column in narrowest.T:
+        assert scipy.stats.kstest((column + 1) / 2, scipy.stats.beta(4.5, 4.5).cdf).pvalue > 1e-3
+
+
+def test_ellipsoid_grows_to_hold_the_region() -> None:
+    """Starts from the middle of the region alone: what lies around them is found."""
+    density, samples = mixture([[0.3, 0.3]], [0.02], [1.0])
+    middle = samples[(samples - 0.3).norm(dim=1) < 0.03]
+    region = Region([density], [highest_density(density, samples, 1e-3)], middle)
+    found = region._reject_around(4000, torch.Generator().manual_seed(3))
+    assert found is not None
+    reach = 0.02 * math.sqrt(2 * (float(density(torch.tensor([[0.3, 0.3]]).double())) - region.thresholds[0]))
+    # Evenly in a disk, as the prior hardly varies within it.
+    share = ((found - 0.3).norm(dim=1) / reach) ** 2
+    assert scipy.stats.kstest(share, scipy.stats.uniform.cdf).pvalue > 1e-3
 
 
 def test_rounds_are_nested() -> None:

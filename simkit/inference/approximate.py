@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -13,11 +11,13 @@ from torch import Tensor
 from simkit.errors import DataError
 from simkit.inference.features import Features
 from simkit.inference.posterior import Posterior
-from simkit.inference.priors import Array, Prior, normal_log_prob
+from simkit.inference.priors import Array, Prior
 from simkit.inference.simulations import Simulations
 from simkit.inference.simulator import Observable, Simulator
 
-Simulate = Callable[[Array], Simulations]
+RIDGES = (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)
+"""Of the regression, in units of the variance of each feature, among which leave-one-out errors choose."""
+SIGNIFICANT = 2.0
 
 
 class RejectionPosterior(Posterior):
@@ -77,147 +77,56 @@ class RejectionPosterior(Posterior):
         target = self.features(torch.from_numpy(self.resolve(observation)))
         distance = (self.seen - target).norm(dim=-1)
         near = torch.topk(distance, min(self.kept, len(distance)), largest=False)
-        width = near.values[-1].clamp(min=1e-12)
-        weights = (1 - (near.values / width).square()).clamp(min=1e-6).double()
+        weights = epanechnikov(near.values)
         z = self.z[near.indices]
         if self.adjust:
-            z = self._regress(z, (self.seen[near.indices] - target).double(), weights)
+            z = regress(z, (self.seen[near.indices] - target).double(), weights)
         generator = torch.Generator().manual_seed(seed)
         rows = torch.multinomial(weights, count, replacement=True, generator=generator)
         return self.prior.from_normal(z[rows]).numpy()
 
-    @staticmethod
-    def _regress(z: Tensor, away: Tensor, weights: Tensor) -> Tensor:
-        """Return z - B (s - s_o), with B from weighted least squares; lightly ridged, because summaries may depend on each other."""
-        design = torch.cat([torch.ones(len(away), 1, dtype=away.dtype), away], 1)
-        weighted = design * weights.unsqueeze(1)
-        ridge = 1e-3 * weights.sum() * torch.eye(design.shape[1], dtype=away.dtype)
-        ridge[0, 0] = 0
-        slopes = torch.linalg.solve(design.T @ weighted + ridge, weighted.T @ z)
-        return z - away @ slopes[1:]
+
+def epanechnikov(distance: Tensor) -> Tensor:
+    """Return the weights, [N] float64, of simulations at distances [N] from the observation; the farthest has next to none."""
+    share = distance.double() / distance.max().clamp(min=1e-12)
+    return (1 - share.square()).clamp(min=1e-6)
 
 
-class PopulationPosterior(Posterior):
-    """Samples given one observation, each of some weight.
+def regress(z: Tensor, away: Tensor, weights: Tensor) -> Tensor:
+    """Return parameters [N, D] moved to where their outputs would agree with the observation, by weighted linear least squares.
 
-    Args:
-        z: samples in standard normal parameters, [N, D].
-        weights: [N], positive.
-        distance: tolerance that they fulfil.
-    """
-
-    method = "smc_abc"
-    amortised = False
-
-    def __init__(
-        self,
-        prior: Prior,
-        observables: Sequence[Observable],
-        reference: Array | None,
-        z: Tensor,
-        weights: Tensor,
-        distance: float,
-    ) -> None:
-        self.prior, self.observables, self.reference = prior, tuple(observables), reference
-        self.z, self.weights, self.distance = z, weights / weights.sum(), distance
-
-    def sample(self, count: int, observation: Array | None = None, *, seed: int = 0) -> Array:
-        self.resolve(observation)
-        generator = torch.Generator().manual_seed(seed)
-        rows = torch.multinomial(self.weights, count, replacement=True, generator=generator)
-        noise = torch.randn(count, self.z.shape[1], generator=generator, dtype=self.z.dtype)
-        return self.prior.from_normal(self.z[rows] + noise @ self._bandwidth().T).numpy()
-
-    def _bandwidth(self) -> Tensor:
-        """Cholesky factor of the kernel that smooths the samples: half of Silverman's rule, which is for a normal density."""
-        dim, effective = self.z.shape[1], float(1 / self.weights.square().sum())
-        silverman = (4 / ((dim + 2) * effective)) ** (1 / (dim + 4))
-        return 0.5 * silverman / math.sqrt(2) * _kernel(self.z, self.weights)
-
-    def describe(self) -> dict[str, Any]:
-        effective = float(1 / self.weights.square().sum())
-        return super().describe() | {"distance": self.distance, "effective_samples": round(effective, 1)}
-
-
-@dataclass(frozen=True)
-class PopulationOptions:
-    """How the population of SMC ABC is made: its size, and the quantile of distances that becomes the next tolerance."""
-
-    particles: int
-    quantile: float = 0.5
-
-
-def population_monte_carlo(
-    simulator: Simulator,
-    run: Simulate,
-    observation: Array,
-    budget: int,
-    options: PopulationOptions,
-    seed: int,
-    earlier: Simulations,
-) -> PopulationPosterior:
-    """Sequential Monte Carlo ABC: tolerances fall, and each generation is drawn around the one before.
-
-    Toni et al., J. R. Soc. Interface 6, 187 (2009); Beaumont et al., Biometrika 96, 983 (2009), whose normal kernel of twice the weighted
-    covariance is used, in standard normal parameters.
+    What the fit leaves of each parameter is taken as the fit to all other simulations would leave it: with many features and few
+    simulations a fit explains its own data too well, and what it leaves is too narrow. Features may depend on each other, so that fits
+    are ridged. The parameters stay as they are where no fit predicts others better than their mean does, by `SIGNIFICANT` standard
+    errors: where parts of a posterior are far from each other, slopes that mean nothing would move much.
 
     Args:
-        run: simulates parameters [N, D].
-        budget: simulations in all; the last generation that could be completed within it is returned.
-        earlier: some drawn from the prior, which the first generation starts from; they count towards the budget.
-
-    Raises:
-        DataError: if too few simulations of the first generation gave finite outputs.
+        z: [N, D]; ``away``: features less those of the observation, [N, K] float64; ``weights``: [N].
     """
-    rng = torch.Generator().manual_seed(seed)
-    prior, size = simulator.prior, options.particles
-    new = torch.randn(max(0, 2 * size - len(earlier)), prior.dim, generator=rng, dtype=torch.float64)
-    first = earlier.join(run(prior.from_normal(new).numpy())) if len(new) else earlier
-    used, valid = len(first), first.select(first.valid)
-    if len(valid) < size // 2:
-        raise DataError(
-            f"{first.failures} of the first {len(first)} simulations failed; SMC ABC needs most of them to succeed"
-        )
-    features = Features(simulator.observables)
-    features.adapt(valid.x)
-    target = features(torch.from_numpy(observation))
-
-    def distances(done: Simulations) -> Tensor:
-        values = (features(torch.from_numpy(done.x)) - target).norm(dim=-1)
-        return torch.where(torch.from_numpy(done.valid), values, math.inf)
-
-    z, distance = prior.to_normal(torch.from_numpy(first.theta)), distances(first)
-    near = torch.topk(distance, min(size, len(valid)), largest=False)
-    z, distance, tolerance = z[near.indices], near.values, float(near.values[-1])
-    weights = torch.full((len(z),), 1 / len(z), dtype=torch.float64)
-    while True:
-        wanted = float(torch.quantile(distance, options.quantile))
-        factor = _kernel(z, weights)
-        found_z, found_d = [], []
-        count, share = 0, options.quantile / 2
-        while count < size and used < budget:
-            trials = min(budget - used, max(32, math.ceil((size - count) / max(share, 0.01) * 1.1)), 20 * size)
-            rows = torch.multinomial(weights, trials, replacement=True, generator=rng)
-            proposal = z[rows] + torch.randn(trials, prior.dim, generator=rng, dtype=torch.float64) @ factor.T
-            done = run(prior.from_normal(proposal).numpy())
-            used += trials
-            away = distances(done)
-            hits = away <= wanted
-            found_z.append(proposal[hits])
-            found_d.append(away[hits])
-            count += int(hits.sum())
-            share = max(int(hits.sum()) / trials, 1e-3)
-        if count < size:
-            return PopulationPosterior(prior, simulator.observables, observation, z, weights, tolerance)
-        new = torch.cat(found_z)[:size]
-        here, there = (torch.linalg.solve_triangular(factor, points.T, upper=False).T for points in (new, z))
-        density = torch.logsumexp(weights.log() - 0.5 * torch.cdist(here, there).square(), 1)
-        weights = torch.softmax(normal_log_prob(new) - density, 0)
-        z, distance, tolerance = new, torch.cat(found_d)[:size], wanted
+    weights = weights / weights.sum()
+    centered = z - weights @ z
+    scale = (weights @ centered.square()).clamp(min=1e-300)
+    plain = ((centered / (1 - weights).unsqueeze(1)).square() / scale).sum(1)
+    best, found = math.inf, z
+    for moved, left in _fits(z, away, weights):
+        gain = plain - (left.square() / scale).sum(1)
+        mean = weights @ gain
+        error = (weights @ (weights * (gain - mean).square())).sqrt()
+        if -float(mean) < best and mean > SIGNIFICANT * error:
+            best, found = -float(mean), moved
+    return found
 
 
-def _kernel(z: Tensor, weights: Tensor) -> Tensor:
-    """Cholesky factor of twice the weighted covariance."""
-    centered = z - (weights.unsqueeze(1) * z).sum(0)
-    covariance = 2 * (centered.T * weights) @ centered
-    return torch.linalg.cholesky(covariance + 1e-10 * torch.eye(z.shape[1], dtype=z.dtype))
+def _fits(z: Tensor, away: Tensor, weights: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield for each ridge what `regress` would return, and what the fits to all other simulations leave, [N, D]."""
+    spread = (weights @ (away - weights @ away).square()).sqrt()
+    design = torch.cat([torch.ones_like(away[:, :1]), away / torch.where(spread > 0, spread, 1.0)], 1)
+    weighted = design * weights.unsqueeze(1)
+    normal, target = design.T @ weighted, torch.cat([weighted.T @ z, weighted.T], 1)
+    for ridge in RIDGES:
+        penalty = torch.full((len(normal),), ridge, dtype=away.dtype)
+        penalty[0] = 1e-12
+        slopes, hat = torch.linalg.solve(normal + penalty.diag(), target).split([z.shape[1], len(z)], 1)
+        leverage = (design * hat.T).sum(1, keepdim=True)
+        left = (z - design @ slopes) / (1 - leverage).clamp(min=1e-9)
+        yield slopes[0] + left, left

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from simkit.errors import ModelFileError
 from simkit.files import read_model_header, rebuild_model, write_model
-from simkit.inference.approximate import PopulationPosterior, RejectionPosterior
+from simkit.inference.approximate import RejectionPosterior
 from simkit.inference.estimator import Estimator, NetworkOptions
 from simkit.inference.estimators import ESTIMATORS
 from simkit.inference.features import Features
 from simkit.inference.neural import NeuralPosterior
+from simkit.inference.population import PopulationPosterior
 from simkit.inference.posterior import Posterior
 from simkit.inference.priors import prior_from
 from simkit.inference.simulator import Observable

@@ -18,9 +18,10 @@ from pydantic import Field
 from simkit.config import Options, nearest
 from simkit.errors import ConfigError, DataError
 from simkit.inference.acquisition import Proposer, StoppingOptions, StoppingRule
-from simkit.inference.approximate import PopulationOptions, RejectionPosterior, population_monte_carlo
+from simkit.inference.approximate import RejectionPosterior
 from simkit.inference.learning import LearningOptions, count_members, train_members
 from simkit.inference.neural import ExactPosterior, NeuralPosterior
+from simkit.inference.population import PopulationOptions, population_monte_carlo
 from simkit.inference.posterior import Posterior
 from simkit.inference.priors import Array
 from simkit.inference.region import Region

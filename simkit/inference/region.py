@@ -16,7 +16,13 @@ from simkit.errors import ConfigError
 from simkit.inference.priors import normal_log_prob
 
 LogDensity = Callable[[Tensor], Tensor]
+Draw = Callable[[int, torch.Generator], Tensor]
+"""Number and generator -> points, [N, D], perhaps fewer."""
+TRIALS, LEAST_SHARE = 10_000, 0.02
+"""Points that tell what share of those drawn lies inside, and the share that is enough to go on."""
 CHAINS, MOVES = 2000, 60
+GROWTH, RIM, GROWTHS = 1.15, 0.97, 10
+"""By what an ellipsoid reaches beyond the samples and grows; the share of its radius where its rim begins; how often it may grow."""
 
 
 class Region:
@@ -47,33 +53,77 @@ class Region:
     def sample(self, count: int, seed: int) -> Tensor:
         """Return z, [count, D], from the prior confined to the region.
 
-        By rejection from the prior where a fiftieth of it or more is inside; else Metropolis chains start at samples of the posterior,
-        chosen in proportion to prior over posterior, and walk through the region, whose only weight is the prior. Chains cannot pass from
-        one separate part of the region to another: the choice gives each its share of the prior.
+        By rejection, which is exact, from the prior where a fiftieth of it or more is inside; else from the prior within an ellipsoid
+        around the region, where a fiftieth of that is. Else Metropolis chains start at samples of the posterior, chosen in proportion to
+        prior over posterior, and walk through the region, whose only weight is the prior. Chains cannot pass from one separate part of
+        the region to another: the choice gives each its share of the prior.
         """
         generator = torch.Generator().manual_seed(seed)
         dim = self.starts.shape[1]
-        trial = torch.randn(10_000, dim, generator=generator, dtype=torch.float64)
-        accepted = trial[self.contains(trial)]
-        if len(accepted) * 50 >= len(trial):
-            parts = [accepted]
-            while sum(map(len, parts)) < count:
-                trial = torch.randn(20_000, dim, generator=generator, dtype=torch.float64)
-                parts.append(trial[self.contains(trial)])
-            return torch.cat(parts)[:count]
+
+        def prior(number: int, generator: torch.Generator) -> Tensor:
+            return torch.randn(number, dim, generator=generator, dtype=torch.float64)
+
+        found = self._reject(prior, count, generator)
+        if found is None:
+            found = self._reject_around(count, generator)
+        return self._chains(count, generator) if found is None else found
+
+    def _reject(self, draw: Draw, count: int, generator: torch.Generator) -> Tensor | None:
+        """Draw until enough are inside, [count, D]; None if too few are."""
+        parts: list[Tensor] = []
+        while not parts or sum(map(len, parts)) < count:
+            trial = draw(TRIALS, generator)
+            parts.append(trial[self.contains(trial)])
+            if len(parts) == 1 and len(parts[0]) < LEAST_SHARE * TRIALS:
+                return None
+        return torch.cat(parts)[:count]
+
+    def _reject_around(self, count: int, generator: torch.Generator) -> Tensor | None:
+        """Draw from the prior within an ellipsoid in whose rim no point of the region is found, [count, D]; None if that fails."""
+        mean, factor = self.starts.mean(0), self._factor()
+        whitened = torch.linalg.solve_triangular(factor, (self.starts - mean).T, upper=False)
+        radius = GROWTH * float(whitened.norm(dim=0).max())
+        for _ in range(GROWTHS):
+            # No point of the ellipsoid is nearer to the prior's mean than this.
+            nearest = max(0.0, float(mean.norm() - radius * torch.linalg.matrix_norm(factor, 2)))
+
+            def draw(
+                number: int, generator: torch.Generator, radius: float = radius, nearest: float = nearest
+            ) -> Tensor:
+                direction = torch.randn(number, len(mean), generator=generator, dtype=mean.dtype)
+                uniform = torch.rand(number, 2, generator=generator, dtype=mean.dtype)
+                length = radius * uniform[:, :1] ** (1 / len(mean)) / direction.norm(dim=1, keepdim=True)
+                z = mean + (length * direction) @ factor.T
+                return z[uniform[:, 1].log() < 0.5 * (nearest**2 - z.square().sum(1))]
+
+            found = self._reject(draw, count, generator)
+            if found is None:
+                return None
+            reached = torch.linalg.solve_triangular(factor, (found - mean).T, upper=False).norm(dim=0).max()
+            if reached < RIM * radius:
+                return found
+            radius *= GROWTH
+        return None
+
+    def _factor(self) -> Tensor:
+        """Cholesky factor of the covariance of the starts."""
+        spread = torch.cov(self.starts.T).reshape(self.starts.shape[1], -1)
+        return torch.linalg.cholesky(
+            spread + 1e-9 * torch.diag_embed(spread.diagonal()) + 1e-14 * torch.eye(len(spread))
+        )
+
+    def _chains(self, count: int, generator: torch.Generator) -> Tensor:
+        """Walk from starts that are chosen by importance, [count, D]."""
         weights = torch.softmax(normal_log_prob(self.starts) - self.densities[-1](self.starts), 0)
-        parts = []
+        parts: list[Tensor] = []
         while sum(map(len, parts)) < count:
             rows = torch.multinomial(weights, min(CHAINS, count), replacement=True, generator=generator)
             parts.append(self._walk(self.starts[rows], generator))
         return torch.cat(parts)[:count]
 
     def _walk(self, z: Tensor, generator: torch.Generator) -> Tensor:
-        chains = len(z)
-        spread = torch.cov(self.starts.T).reshape(z.shape[1], z.shape[1])
-        factor = torch.linalg.cholesky(
-            spread + 1e-9 * torch.diag_embed(spread.diagonal()) + 1e-14 * torch.eye(len(spread))
-        )
+        chains, factor = len(z), self._factor()
         log_step = torch.tensor(0.0, dtype=torch.float64)
         for move in range(MOVES):
             proposal = z + log_step.exp() * torch.randn(z.shape, generator=generator, dtype=z.dtype) @ factor.T
