@@ -21,7 +21,11 @@ from systems import ase_step_ms, peak_memory_mb, structures
 
 CUTOFF = 5.0
 SYSTEMS = ("mol14", "si64", "si512")
-PEERS = {"schnetpack": ("schnetpack_speed.py", ("painn", "schnet")), "mace": ("mace_speed.py", ("mace",))}
+PEERS = {
+    "schnetpack": ("schnetpack_speed.py", ("painn", "schnet")),
+    "mace": ("mace_speed.py", ("mace",)),
+    "nequip": ("nequip_speed.py", ("nequip",)),
+}
 """Peer -> its script, and the architectures that it has."""
 COLUMNS = {"equivariance": "equivariance error", "smoothness": "jump at the cutoff", "force_error": "force error"}
 

@@ -194,8 +194,6 @@ class SE3Transformer(Representation):
     all irreps together have channels; here both kinds of features have ``channels``.
     """
 
-    compiled_edges = 2**17
-
     def __init__(self, options: SE3TransformerOptions, cutoff: float, num_elements: int) -> None:
         super().__init__()
         self.channels = c = options.channels

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
-from simkit.errors import DataError, LabelError
+from simkit.errors import DataError, GeometryError, LabelError
+from simkit.kernels.tracing import arrangement
 from simkit.neighbors import neighbor_list
 from simkit.units import unit_factor, unit_text
 
@@ -210,6 +211,8 @@ def one_direction(edge_index: Tensor, vectors: Tensor) -> Tensor:
         edge_index: [2, E], every pair both ways, as `AtomGraph` has it.
         vectors: [E, 3]; an atom and its own periodic image are told apart by the direction of the vector.
     """
+    if arrangement() is not None:
+        return torch.arange(vectors.shape[0] // 2, device=vectors.device)
     sender, receiver = edge_index[0], edge_index[1]
     chosen = sender < receiver
     own_image = sender == receiver
@@ -218,3 +221,26 @@ def one_direction(edge_index: Tensor, vectors: Tensor) -> Tensor:
         forward = (x > 0) | ((x == 0) & ((y > 0) | ((y == 0) & (z > 0))))
         chosen = chosen | (own_image & forward)
     return chosen.nonzero().squeeze(1)
+
+
+def check_distances(graph: AtomGraph, vectors: Tensor) -> None:
+    """Refuse coinciding atoms; on a GPU this would make every step wait, so structures are checked where they enter.
+
+    Args:
+        vectors: of the edges, [E, 3] angstrom.
+
+    Raises:
+        GeometryError: naming the closest two atoms.
+    """
+    if vectors.device.type != "cpu" or vectors.shape[0] == 0:
+        return
+    squared = vectors.detach().square().sum(dim=1)
+    closest = int(squared.argmin())
+    if not float(squared[closest]) > 1e-10:
+        sender, receiver = graph.edge_index[:, closest].tolist()
+        structure = int(graph.batch[receiver])
+        start = int(graph.ptr[structure])
+        raise GeometryError(
+            f"atoms {receiver - start} and {sender - start} of structure {structure} are at the same place or not finite "
+            f"(distance {float(squared[closest]) ** 0.5:.2g} angstrom); remove one of them or correct the coordinates"
+        )

@@ -14,7 +14,7 @@ from simkit.errors import ConfigError, ElementError, GeometryError
 from simkit.fast.potential import CHECK_EVERY, Engine, FastPotential
 from simkit.fast.workspace import Workspace
 from simkit.files import write_model
-from simkit.graph import AtomGraph
+from simkit.graph import AtomGraph, check_distances
 from simkit.heads import EnergyHead, FeatureEnergyHead, Features, ScalarVectorHead
 from simkit.kernels.orders import Derivatives, promise
 from simkit.properties import DERIVED, KINDS, Properties, head_names, make_head, make_standards
@@ -39,6 +39,10 @@ class Representation(nn.Module):
     is_atomic: bool = (
         True  # False where `energy_head` reads the structure as a whole and gives every atom an even share
     )
+    # Up to so many edges the compiled network is faster; 0 where it cannot be traced, because more than shapes and
+    # `simkit.kernels.tracing` decides which operations there are.
+    compiled_edges: ClassVar[int] = 0
+    has_rows: ClassVar[bool] = False  # it reads the rows of edges of an `Arrangement`
     channels: int
     activation: nn.Module
 
@@ -238,7 +242,7 @@ class Potential(nn.Module):
         with torch.set_grad_enabled(derivatives or torch.is_grad_enabled()):
             species = self.species(graph.z)
             vectors = graph.edge_vectors()
-            _check_distances(graph, vectors)
+            check_distances(graph, vectors)
             vectors = vectors.to(self.dtype)
             reach = Derivatives.ALL
             if derivatives and not vectors.requires_grad:
@@ -342,22 +346,6 @@ def _derivatives(
         # The energy is invariant under rotation, which makes the virial symmetric; rounding is not.
         result["stress"] = 0.5 * (virial + virial.transpose(1, 2)) / volume.to(virial.dtype)[:, None, None]
     return result
-
-
-def _check_distances(graph: AtomGraph, vectors: Tensor) -> None:
-    """Refuse coinciding atoms; on a GPU this would make every step wait, so structures are checked where they enter."""
-    if vectors.device.type != "cpu" or vectors.shape[0] == 0:
-        return
-    squared = vectors.detach().square().sum(dim=1)
-    closest = int(squared.argmin())
-    if not float(squared[closest]) > 1e-10:
-        sender, receiver = graph.edge_index[:, closest].tolist()
-        structure = int(graph.batch[receiver])
-        start = int(graph.ptr[structure])
-        raise GeometryError(
-            f"atoms {receiver - start} and {sender - start} of structure {structure} are at the same place or not finite "
-            f"(distance {float(squared[closest]) ** 0.5:.2g} angstrom); remove one of them or correct the coordinates"
-        )
 
 
 def _symbols(numbers: Sequence[int]) -> str:

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from simkit.equivariant import ExactConstant
 from simkit.errors import ConfigError
+from simkit.kernels.tracing import arrangement
 
 Array = NDArray[np.float64]
 Entry = tuple[int, int, int, float]
@@ -268,6 +269,8 @@ class _Evaluation(nn.Module):
         """Map [N, I, C] and [N, J, C] to [N, O, C]; block by block, because the products are many times larger than either."""
         n, _, c = first.shape
         table = self.table.value
+        if arrangement() is not None:
+            return torch.matmul(table, first.index_select(1, self.left) * second.index_select(1, self.right))
         out = first.new_empty(n, table.shape[0], c)
         block = max(1, BLOCK // max(1, table.shape[1] * c))
         for start in range(0, n, block):

@@ -54,7 +54,9 @@ def main():
     kept = rng.permutation(len(inputs))[:950]
     mean = energies[kept].mean()
     model = build(name, forces=True)
-    averaged = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(DECAY))
+    averaged = torch.optim.swa_utils.AveragedModel(
+        model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(DECAY)
+    )
     optimizer = torch.optim.AdamW(model.parameters(), RATE, weight_decay=0.0)
     start, steps, budget = time.process_time(), 0, 60 * minutes
     while time.process_time() - start < budget:

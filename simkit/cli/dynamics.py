@@ -38,9 +38,7 @@ def md(
     device: Device = "auto",
     dtype: Dtype = None,
     skin: Annotated[float, typer.Option(help="Of the neighbor list, angstrom.")] = 0.5,
-    fast: Annotated[
-        bool, typer.Option("--fast/--no-fast", help="Take the fast path of SchNet and PaiNN, which checks itself.")
-    ] = True,
+    fast: Annotated[bool, typer.Option("--fast/--no-fast", help="Take the fast path, which checks itself.")] = True,
 ) -> None:
     """Molecular dynamics of one structure, or of several in one batch."""
     from simkit.workflows.simulate import simulate

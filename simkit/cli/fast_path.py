@@ -7,18 +7,32 @@ import typer
 
 from simkit.cli.arguments import Device, Dtype, Model, Overwrite, Structure, Structures
 
+Compile = Annotated[
+    bool,
+    typer.Option("--compile", help="Compile the network first, which takes minutes, where that is the fast path."),
+]
+
 
 def verify(
     model: Model,
     structures: Structures,
     frames: Annotated[int, typer.Option(help="At most so many structures, spread over the file.")] = 100,
+    compile_first: Compile = False,
     device: Device = "auto",
     dtype: Dtype = None,
 ) -> None:
     """Compare the fast path of a model with the reference path and with float64."""
     from simkit.workflows.fast_path import verify_model
 
-    verify_model(model, structures, frames=frames, device=device, dtype=dtype, echo=typer.echo)
+    verify_model(
+        model,
+        structures,
+        frames=frames,
+        device=device,
+        dtype=dtype,
+        compile_first=compile_first,
+        echo=typer.echo,
+    )
 
 
 def bench(
@@ -34,6 +48,7 @@ def bench(
     threads: Annotated[
         int | None, typer.Option(help="Of the CPU; by default what PyTorch takes.", show_default=False)
     ] = None,
+    compile_first: Compile = False,
     device: Device = "auto",
     dtype: Dtype = None,
     overwrite: Overwrite = False,
@@ -50,6 +65,7 @@ def bench(
         threads=threads,
         device=device,
         dtype=dtype,
+        compile_first=compile_first,
         overwrite=overwrite,
         echo=typer.echo,
     )

@@ -11,6 +11,7 @@ from simkit.equivariant.constant import ExactConstant
 from simkit.equivariant.harmonics import EdgeGeometry
 from simkit.equivariant.linear import RadialMLP
 from simkit.equivariant.tensor_product import EdgeTensorProduct
+from simkit.kernels.tracing import arrangement
 
 ROW = 8  # slots in a row where atoms differ in their number of neighbors
 UNIFORM = 1.25  # slots per edge, with one row per atom, that are still fewer than rows of eight would need
@@ -45,16 +46,20 @@ class Neighborhoods(NamedTuple):
         return torch.cat([values, values.new_zeros(1, values.shape[1])]).index_select(0, place)
 
 
-def neighborhoods(edges: EdgeGeometry, atoms: int) -> Neighborhoods:
-    """Arrange edges, in any order, in rows for ``atoms`` atoms."""
+def neighborhoods(edges: EdgeGeometry, atoms: int, width: int | None = None) -> Neighborhoods:
+    """Arrange edges, in any order, in rows for ``atoms`` atoms, of a given width or the one that suits them."""
     receiver, count = edges.receiver, edges.receiver.shape[0]
+    if (given := arrangement()) is not None:
+        slots = given.edge.flatten(), given.sender.flatten()
+        return Neighborhoods(count, given.edge.shape[1], *slots, given.receiver)
     counts = receiver.new_zeros(atoms).index_add(0, receiver, torch.ones_like(receiver))
-    width = ROW
-    if receiver.device.type == "cpu":
-        most = int(counts.max())
-        if most * atoms <= UNIFORM * count:
-            width = most
-    width = max(width, 1)
+    if width is None:
+        width = ROW
+        if receiver.device.type == "cpu":
+            most = int(counts.max())
+            if most * atoms <= UNIFORM * count:
+                width = most
+        width = max(width, 1)
     rows_of_atom = (counts + (width - 1)).div(width, rounding_mode="floor")
     # On a GPU, where reading their number would make the host wait, there are as many rows as could be needed.
     rows = int(rows_of_atom.sum()) if receiver.device.type == "cpu" else count // width + atoms
@@ -122,7 +127,7 @@ class NeighborConvolution(nn.Module):
         if slots == 0:
             return x.new_zeros(x.shape[0], self.irreps_mid.dim, x.shape[2])
         size = slots
-        if x.device.type == "cpu":
+        if x.device.type == "cpu" and arrangement() is None:
             size = width * max(1, BLOCK // (width * len(self.paths) * x.shape[2]))
         features = x.index_select(0, near.sender).split(size)
         blocks = zip(features, harmonics.split(size), hidden.split(size), strict=True)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from simkit.equivariant.layout import parse_irreps
 from simkit.equivariant.nonlinear import unit_variance
 from simkit.heads import Features
+from simkit.kernels.tracing import arrangement
 
 
 def scaled_product(x: Tensor, weight: Tensor, scale: float) -> Tensor:
@@ -88,6 +89,10 @@ class SpeciesLinear(nn.Module):
     def forward(self, x: Tensor, species: Tensor) -> Tensor:
         """Map features [N, irreps_in.dim, channels_in] of atoms of ``species`` [N] int64."""
         # A matrix product per species needs to know how many atoms it has, for which the host would wait on a GPU.
+        if (given := arrangement()) is not None:
+            members = zip(given.species, given.members, strict=True)
+            done = [self._map(x.index_select(0, own), [weight[k] for weight in self.weights]) for k, own in members]
+            return (done[0] if len(done) == 1 else torch.cat(done)).index_select(0, given.place)
         if x.device.type != "cpu":
             return self._map(x, [weight.index_select(0, species) for weight in self.weights])
         sizes = species.bincount().tolist()

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from simkit.equivariant.constant import ExactConstant
 from simkit.equivariant.layout import parse_irreps
 from simkit.errors import ConfigError
+from simkit.kernels.tracing import arrangement
 
 
 class Path(NamedTuple):
@@ -114,11 +116,21 @@ class EdgeTensorProduct(nn.Module):
         for k, (count, dim) in enumerate(self._shapes):
             if count:
                 product = torch.bmm(matrices[k].view(edges, count, dim), inputs[k])
-                weight = weights.index_select(1, getattr(self, f"path_of_row_{k}"))
+                weight = self._weight_of_rows(weights, k)
                 if weight.shape[0] != edges:
                     product = product.view(2, -1, count, channels)
                 products.append((product * weight).view(edges, count, channels))
         return products
+
+    def _weight_of_rows(self, weights: Tensor, k: int) -> Tensor:
+        """Return the weight of each row that is computed from input k."""
+        if arrangement() is None:
+            return weights.index_select(1, getattr(self, f"path_of_row_{k}"))
+        # The same; a compiler makes plain sums of its derivative.
+        groups = [(pair, len(list(own))) for pair, own in groupby(self.paths, lambda path: (path.output, path.input))]
+        parts = zip(groups, weights.split([count for _, count in groups], dim=1), strict=True)
+        own = [part.repeat(1, self.irreps_out[o].ir.dim, 1) for ((o, source), _), part in parts if source == k]
+        return own[0] if len(own) == 1 else torch.cat(own, dim=1)
 
     def messages(self, x: Tensor, coupling: Tensor, weights: Tensor, sender: Tensor) -> Tensor:
         """Return the message of each edge, [E, irreps_mid.dim, C], its rows in the order in which they are computed.

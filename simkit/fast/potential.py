@@ -13,12 +13,14 @@ import torch
 from torch import Tensor
 
 from simkit.errors import ConfigError, GeometryError
+from simkit.fast.compilation import Compilation, CompilationError
+from simkit.fast.compiled import CompiledNetwork, TooFewEdgesError
 from simkit.fast.dense import Perceptron
 from simkit.fast.rows import Rows, UnorderedEdgesError
 from simkit.fast.tables import HermiteTables
 from simkit.fast.workspace import REALS, Buffer, Workspace
 from simkit.graph import AtomGraph
-from simkit.heads import EnergyHead
+from simkit.heads import EnergyHead, Features
 
 if TYPE_CHECKING:
     from simkit.potential import Potential
@@ -32,6 +34,7 @@ FORCE_TOLERANCE = {torch.float32: 2e-4, torch.float64: 2e-6}
 ENERGY_TOLERANCE = {torch.float32: 2e-6, torch.float64: 1e-8}
 """Largest difference of the energy of a structure, per atom and relative to the largest atomic energy of the network or 1 eV."""
 GIVEN = ("energy", "energies", "forces", "stress")
+NOT_COMPILED = "its network has not been compiled (simkit verify --compile does)"
 
 
 class Engine(Protocol):
@@ -91,17 +94,22 @@ class FastPotential:
     """A potential that takes graphs and returns what `Potential` returns, faster.
 
     Energies, forces and stresses of SchNet and PaiNN on a CPU come from kernels with tabulated filters and a backward pass written by
-    hand; everything else from the potential itself. On the first call and then every `CHECK_EVERY` calls they are compared, for the
-    structures at hand, with the potential in float64, whose own rounding is not in the way. If forces or energies differ by more than
-    `FORCE_TOLERANCE` or `ENERGY_TOLERANCE`, or stresses by more than the force allowed times the cutoff for each atom, over the volume,
-    the fast path is given up with a warning, and the potential itself goes on.
+    hand. The network of most other architectures can be compiled (`compile`), once for all models that differ in their weights alone,
+    and is used wherever it was when the first structure came. Compiled networks gain most where there are few edges; an architecture
+    says up to how many they are used (`Representation.compiled_edges`). Everything else comes from the potential itself.
+
+    On the first call and then every `CHECK_EVERY` calls the fast path is compared, for the structures at hand, with the potential in
+    float64, whose own rounding is not in the way. If forces or energies differ by more than `FORCE_TOLERANCE` or `ENERGY_TOLERANCE`,
+    or stresses by more than the force allowed times the cutoff for each atom, over the volume, the fast path is given up with a
+    warning, and the potential itself goes on.
 
     Args:
         potential: whose weights are read now; what is changed in them later is not seen.
         check_every: calls between comparisons.
 
     Attributes:
-        potential: the reference. reason: why it is used alone, empty while the fast path is used.
+        potential: the reference. reason: why it is used alone, empty while the fast path is used. engine: kernels, where there are any.
+        compilation: compiled networks, where there may be any.
         comparisons: how many there were; last: the last of them.
     """
 
@@ -113,22 +121,33 @@ class FastPotential:
         self.last: Comparison | None = None
         self.workspace = Workspace()
         self.engine: Engine | None = None
-        self.reason = self._unsuitable()
-        if not self.reason:
-            try:
-                self.engine = potential.representation.fused(potential.cutoff, self.workspace)
-            except ConfigError as error:
-                self.reason = str(error)
-        if self.engine is None:
-            self.reason = self.reason or f"{potential.architecture} has no fast path yet"
-            return
-        self.head = Perceptron(cast(EnergyHead, potential.heads["energy"]).net, self.workspace, "head")
+        self.compilation: Compilation | None = None
         self.dtype, self.scale = potential.dtype, float(potential.scale)
         self._exact: Potential | None = None
         self._species: tuple[Tensor, int, Tensor] | None = None
-        self.offset = potential.reference + potential.shift
+        self.reason = self._unsuitable() or self._choose()
+        if self.engine is None and self.compilation is None:
+            return
+        self.offset: Tensor = potential.reference + potential.shift
         if potential.anchored:
             self.offset = potential.reference - potential.scale * self._alone()
+
+    def _choose(self) -> str:
+        """Take kernels, or else compiled networks; return why the reference is used alone for now, or nothing."""
+        potential = self.potential
+        head = potential.heads["energy"]
+        if isinstance(head, EnergyHead) and Perceptron.takes(head.net):
+            try:
+                self.engine = potential.representation.fused(potential.cutoff, self.workspace)
+            except ConfigError as error:
+                return str(error)
+            if self.engine is not None:
+                self.head = Perceptron(head.net, self.workspace, "head")
+                return ""
+        if not potential.representation.compiled_edges:
+            return f"{potential.architecture} has no fast path yet"
+        self.compilation = Compilation(potential)
+        return NOT_COMPILED
 
     def _unsuitable(self) -> str:
         """Why there can be no fast path, or nothing."""
@@ -139,10 +158,8 @@ class FastPotential:
             return f"there is no fast path in {potential.dtype}"
         if "energy" not in potential.heads:
             return "the model gives no energy"
-        head = potential.heads["energy"]
-        takes = isinstance(head, EnergyHead) and Perceptron.takes(head.net)
-        if not takes or potential.representation.has_pair_energies:
-            return f"the energy of this {potential.architecture} is not a perceptron of its features"
+        if potential.representation.has_pair_energies or not potential.representation.is_atomic:
+            return f"the energy of this {potential.architecture} is not a sum of what its network says of each atom"
         return ""
 
     @torch.no_grad()
@@ -153,11 +170,16 @@ class FastPotential:
             ConfigError, ElementError, GeometryError: as `Potential.forward`.
         """
         # Memory that is kept would be of no use outside of inference mode.
-        if self.engine is None or torch.is_inference_mode_enabled():
+        if (self.engine is None and self.compilation is None) or torch.is_inference_mode_enabled():
             return self.potential(graph, outputs)
         if others := [name for name in outputs if name not in GIVEN]:
             given = [name for name in outputs if name in GIVEN]
             return self.potential(graph, others) | (self(graph, given) if given else {})
+        if self.compilation is not None:
+            if graph.edge_index.shape[1] > self.potential.representation.compiled_edges:
+                return self.potential(graph, outputs)
+            if not self._is_compiled(graph.z):
+                return self.potential(graph, outputs)
         try:
             found = self.evaluate(graph, outputs)
         except UnorderedEdgesError:
@@ -169,10 +191,44 @@ class FastPotential:
         self.comparisons += 1
         if self.last.agrees:
             return found
-        self.reason = f"the fast path was given up after {self.calls} calls: {self.last}"
-        self.engine = None
-        warnings.warn(f"{self.reason}; the reference path goes on", RuntimeWarning, stacklevel=2)
+        self._give_up(f"the fast path was given up after {self.calls} calls: {self.last}")
         return self.potential(graph, outputs)
+
+    def compile(self, z: Tensor) -> None:
+        """Compile the network for atomic numbers [N] int64 now and wait, where networks are compiled and this one is not yet.
+
+        Where that fails, the fast path is given up with a warning.
+        """
+        if self.compilation is not None:
+            try:
+                self.compilation.compile(self._species_of(z))
+                self.reason = ""
+            except CompilationError as error:
+                self._give_up(str(error))
+
+    @property
+    def uses_compiled(self) -> bool:
+        """Whether any structure has been evaluated by a compiled network."""
+        return self.compilation is not None and bool(self.compilation.networks)
+
+    def is_ready(self, z: Tensor) -> bool:
+        """Whether there is a fast path for atomic numbers [N] int64."""
+        return self.engine is not None or (self.compilation is not None and self._is_compiled(z))
+
+    def _is_compiled(self, z: Tensor) -> bool:
+        """Whether there is a compiled network; the fast path is given up if it cannot be loaded."""
+        compilation = cast(Compilation, self.compilation)
+        try:
+            found = compilation.network(self._species_of(z)) is not None
+        except CompilationError as error:
+            self._give_up(str(error))
+            return False
+        self.reason = "" if found else NOT_COMPILED
+        return found
+
+    def _give_up(self, reason: str) -> None:
+        self.reason, self.engine, self.compilation = reason, None, None
+        warnings.warn(f"{reason}; the reference path goes on", RuntimeWarning, stacklevel=3)
 
     @torch.no_grad()
     def compare(self, graph: AtomGraph, outputs: Sequence[str] = ("energy", "forces")) -> Comparison:
@@ -218,27 +274,52 @@ class FastPotential:
             ElementError, GeometryError: as `Potential.forward`.
             UnorderedEdgesError: if edges are not as those of `AtomGraph`.
         """
-        engine = self.engine
-        if engine is None:
+        species = self._species_of(graph.z)
+        network = None if self.compilation is None else self.compilation.network(species)
+        if self.engine is None and network is None:
             raise ConfigError(f"there is no fast path: {self.reason}")
-        species, real = self._species_of(graph.z), REALS[self.dtype]
+        if network is not None:
+            return self._compiled(network, graph, species, outputs)
+        return self._fused(cast(Engine, self.engine), graph, species, outputs)
+
+    def _compiled(
+        self, network: CompiledNetwork, graph: AtomGraph, species: Tensor, outputs: Sequence[str]
+    ) -> dict[str, Tensor]:
+        try:
+            raw = network(graph, species)
+        except TooFewEdgesError:
+            return self.potential(graph, outputs)
+        result = self._energies(raw.energies, graph, species)
+        if "forces" in outputs:
+            result["forces"] = raw.forces * self.scale
+        if "stress" in outputs:
+            virials = raw.vectors.double().unsqueeze(2) * (self.scale * raw.gradient.double()).unsqueeze(1)
+            result["stress"] = _stress(graph, virials, graph.batch.index_select(0, raw.receiver)).to(self.dtype)
+        return {name: result[name] for name in outputs}
+
+    def _fused(self, engine: Engine, graph: AtomGraph, species: Tensor, outputs: Sequence[str]) -> dict[str, Tensor]:
+        real = REALS[self.dtype]
         rows = Rows(self.workspace, graph, self.potential.cutoff, engine.tables.intervals, self.dtype)
         raw = self.workspace.get("raw", (species.shape[0], 1), real).tensor
         scalars = engine.forward(species, rows)
         self.head.forward(scalars, raw)
-        result: dict[str, Tensor] = {}
-        energies = raw.squeeze(1).double() * self.scale + self.offset.index_select(0, species)
-        if "energies" in outputs:
-            result["energies"] = energies
-        if "energy" in outputs:
-            result["energy"] = energies.new_zeros(graph.num_structures).index_add(0, graph.batch, energies)
+        result = self._energies(raw.squeeze(1).double(), graph, species)
         if "forces" in outputs or "stress" in outputs:
             gradient = self.workspace.get("scalars-gradient", tuple(scalars.shape), real)
             raw.fill_(self.scale)
             self.head.backward(raw, gradient.tensor)
             engine.backward(gradient, rows)
-            result.update(_derivatives(graph, rows, outputs, self.dtype))
+            forces, virials = rows.forces("stress" in outputs)
+            result["forces"] = forces.to(self.dtype)
+            if "stress" in outputs:
+                result["stress"] = _stress(graph, virials, graph.batch).to(self.dtype)
         return {name: result[name] for name in outputs}
+
+    def _energies(self, raw: Tensor, graph: AtomGraph, species: Tensor) -> dict[str, Tensor]:
+        """Energies of atoms and of structures, from what the head says of each atom."""
+        energies = raw * self.scale + self.offset.index_select(0, species)
+        energy = energies.new_zeros(graph.num_structures).index_add(0, graph.batch, energies)
+        return {"energies": energies, "energy": energy}
 
     def _species_of(self, z: Tensor) -> Tensor:
         """Indices of elements, kept while the numbers are the same object, unchanged: in dynamics they always are."""
@@ -253,9 +334,9 @@ class FastPotential:
         species = torch.arange(count)
         nothing = torch.empty((2, 0), dtype=torch.int64), torch.empty((0, 3), dtype=potential.dtype)
         with torch.no_grad():
-            scalars, _ = potential.representation(species, *nothing)
-            raw: Tensor = cast(EnergyHead, potential.heads["energy"]).net(scalars)
-        return raw.squeeze(1).double()
+            scalars, features = potential.representation(species, *nothing)
+            raw: Tensor = potential.heads["energy"](Features(scalars, features, species, species, count))
+        return raw.double()
 
 
 def _piece(graph: AtomGraph, atoms: int) -> AtomGraph:
@@ -281,17 +362,10 @@ def _piece(graph: AtomGraph, atoms: int) -> AtomGraph:
     )
 
 
-def _derivatives(graph: AtomGraph, rows: Rows, outputs: Sequence[str], dtype: torch.dtype) -> dict[str, Tensor]:
-    forces, virials = rows.forces("stress" in outputs)
-    found = {}
-    if "forces" in outputs:
-        found["forces"] = forces.to(dtype)
-    if "stress" in outputs:
-        volume = torch.linalg.det(graph.cell.double()).abs()
-        if not bool((graph.pbc.all(dim=1) & (volume > 0)).all()):
-            raise GeometryError(
-                "stress needs structures that are periodic in all three directions; ask for forces only"
-            )
-        virial = virials.new_zeros(graph.num_structures, 3, 3).index_add(0, graph.batch, virials)
-        found["stress"] = (0.5 * (virial + virial.transpose(1, 2)) / volume[:, None, None]).to(dtype)
-    return found
+def _stress(graph: AtomGraph, virials: Tensor, structure: Tensor) -> Tensor:
+    """The stress [B, 3, 3] from virials [K, 3, 3] and the structure [K] that each is part of."""
+    volume = torch.linalg.det(graph.cell.double()).abs()
+    if not bool((graph.pbc.all(dim=1) & (volume > 0)).all()):
+        raise GeometryError("stress needs structures that are periodic in all three directions; ask for forces only")
+    virial = virials.new_zeros(graph.num_structures, 3, 3).index_add(0, structure, virials)
+    return 0.5 * (virial + virial.transpose(1, 2)) / volume[:, None, None]

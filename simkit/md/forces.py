@@ -18,6 +18,7 @@ from simkit.calculator import DTYPES, Calculator
 from simkit.classical import ClassicalCalculator, ClassicalPotential
 from simkit.device import resolve_device
 from simkit.errors import ConfigError, ElementError, GeometryError
+from simkit.fast.potential import FastPotential
 from simkit.graph import AtomGraph
 from simkit.md.edges import Edges
 from simkit.md.forces_ase import CalculatorForces
@@ -120,6 +121,11 @@ class PotentialForces:
             state.energy[chunk.replicas] = found["energy"]
             if stress:
                 state.stress[chunk.replicas] = found["stress"]
+
+    @property
+    def compiled(self) -> bool:
+        """Whether the model's network is a compiled one, whose rounding is another."""
+        return isinstance(self.model, FastPotential) and self.model.uses_compiled
 
     def identity(self) -> str:
         """A hash of architecture, weights and dtype."""

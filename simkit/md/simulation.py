@@ -209,6 +209,8 @@ class Simulation:
             "intervals": [observer.interval for observer in self.observers],
         }
         self.forces.compute(state, energy=True, stress=self.ensemble.needs_stress)
+        if getattr(self.forces, "compiled", False):
+            self.identity["compiled network"] = True
         trouble = find_breakdown(state, self.ensemble.timestep)
         if trouble:
             raise SimkitError(

@@ -97,7 +97,13 @@ class Bench:
         return [system.costs[path] for system in self.systems if path in system.costs]
 
 
-def bench(potential: Potential, atoms: Atoms, copies: Sequence[int] | None = None, seconds: float = 20.0) -> Bench:
+def bench(
+    potential: Potential,
+    atoms: Atoms,
+    copies: Sequence[int] | None = None,
+    seconds: float = 20.0,
+    compile_first: bool = False,
+) -> Bench:
     """Time energy and forces of copies of a structure on both paths, with neighbor lists made before, and measure memory.
 
     Both paths take turns, so that both see the same machine. The fast path is timed without its comparisons with float64.
@@ -105,6 +111,7 @@ def bench(potential: Potential, atoms: Atoms, copies: Sequence[int] | None = Non
     Args:
         copies: of the structure, in rising order, see `repeated`; by default doubled (isolated structures: times 4) again and again.
         seconds: about what all may take, without loading and compiling.
+        compile_first: compile the network, if that is its fast path and it has not been done before.
 
     Raises:
         ConfigError: if the model gives no energy.
@@ -116,7 +123,7 @@ def bench(potential: Potential, atoms: Atoms, copies: Sequence[int] | None = Non
     keep_freed_memory()  # as the calculator does
     free = free_bytes(potential.device)
     graph = AtomGraph.from_ase(atoms, potential.cutoff).to(potential.device)
-    reason = _warm_up(potential, graph)
+    reason = _warm_up(potential, graph, compile_first)
     paths = ["reference"] if reason else ["fast", "reference"]
     deadline = time.perf_counter() + seconds
     systems = [System(1, *_size(graph), _measure(potential, paths, atoms, graph, FIRST_SHARE * seconds))]
@@ -164,12 +171,14 @@ def _size(graph: AtomGraph) -> tuple[int, int]:
     return len(graph.z), int(graph.edge_index.shape[1])
 
 
-def _warm_up(potential: Potential, graph: AtomGraph) -> str:
+def _warm_up(potential: Potential, graph: AtomGraph, compile_first: bool) -> str:
     """Compile, and say why there is no fast path, or why it does not hold here."""
     potential(graph, OUTPUTS)
     fast = potential.fast()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of what is returned
+        if compile_first:
+            fast.compile(graph.z)
         fast(graph, OUTPUTS)
     return fast.reason
 
@@ -179,7 +188,9 @@ def _call(potential: Potential, path: str, atoms: Atoms) -> Call:
     if path == "reference":
         return lambda graph: potential(graph, OUTPUTS)
     fast = potential.fast(check_every=NEVER)
-    fast(AtomGraph.from_ase(atoms[:1], potential.cutoff).to(potential.device), OUTPUTS)  # the first call compares
+    # The first call compares. Compiled networks hold nothing from call to call.
+    piece = atoms if fast.engine is None else atoms[:1]
+    fast(AtomGraph.from_ase(piece, potential.cutoff).to(potential.device), OUTPUTS)
     return lambda graph: fast(graph, OUTPUTS)
 
 

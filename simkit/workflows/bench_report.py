@@ -31,6 +31,7 @@ def bench_model(
     threads: int | None = None,
     device: str = "auto",
     dtype: str | None = None,
+    compile_first: bool = False,
     overwrite: bool = False,
     echo: Callable[[str], None],
 ) -> Bench:
@@ -39,7 +40,7 @@ def bench_model(
     Args:
         out: JSON file; the plot has the same name with ``.png``.
         sizes: numbers of copies with commas between; by default they grow until time or memory ends.
-        seconds: see `bench`.
+        seconds, compile_first: see `bench`.
         threads: of PyTorch and of kernels, while this runs.
         device, dtype: see `open_potential`.
 
@@ -66,7 +67,7 @@ def bench_model(
             "threads": torch.get_num_threads(),
             "versions": {"simkit": __version__, "torch": torch.__version__},
         }
-        result = bench(potential, atoms, copies, seconds)
+        result = bench(potential, atoms, copies, seconds, compile_first)
     echo(describe(result, settings))
     if files:
         write_json(files[0], {**settings, **as_plain(result)})

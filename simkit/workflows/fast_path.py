@@ -54,7 +54,7 @@ class FastPathCheck:
     Attributes:
         structures: how many were looked at. largest_force: eV/angstrom, of the reference.
         reason: why there is no fast path, empty where there is one.
-        intervals, table_error: of the tables of filters, see `simkit.fast.tables.HermiteTables`; None without a fast path.
+        intervals, table_error: of the tables of filters, see `simkit.fast.tables.HermiteTables`; None where there are none.
         differences: by those of `PAIRS` that there are.
         comparisons: of the fast path with float64, one for each structure, empty without a fast path.
     """
@@ -111,12 +111,14 @@ def verify_model(
     frames: int = FRAMES,
     device: str = "auto",
     dtype: str | None = None,
+    compile_first: bool = False,
     echo: Callable[[str], None],
 ) -> FastPathCheck:
     """Compare the fast path of a model with the reference path, and with that in float64, on structures of a file, and tell.
 
     Args:
         frames: at most so many structures, spread over the file. device, dtype: see `open_potential`.
+        compile_first: compile the network, if that is its fast path and it has not been done before.
 
     Raises:
         ConfigError: if the model gives no energy, or ``frames`` is not positive.
@@ -127,7 +129,7 @@ def verify_model(
     potential = open_potential(model, device, dtype)
     given = read_structures(structures)
     chosen = np.unique(np.linspace(0, len(given) - 1, min(frames, len(given))).round().astype(int)).tolist()
-    check = check_fast_path(potential, [given[k] for k in chosen])
+    check = check_fast_path(potential, [given[k] for k in chosen], compile_first)
     sizes = sorted({len(given[k]) for k in chosen})
     atoms = f"{sizes[0]} atoms" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]} atoms"
     name = str(potential.dtype).removeprefix("torch.")
@@ -137,6 +139,8 @@ def verify_model(
     )
     if check.reason:
         echo(f"no fast path: {check.reason}; the reference path in float32 beside float64:")
+    elif check.intervals is None:
+        echo("its network is compiled")
     else:
         echo(f"tables of {check.intervals} intervals, their slopes within {check.table_error:.1e} of the largest slope")
     echo(str(check))
@@ -151,14 +155,14 @@ def verify_model(
     return check
 
 
-def check_fast_path(potential: Potential, structures: Sequence[Atoms]) -> FastPathCheck:
+def check_fast_path(potential: Potential, structures: Sequence[Atoms], compile_first: bool = False) -> FastPathCheck:
     """Compute energies, forces and, where there is one, stress on the fast path, on the reference path, and in float64.
 
     Without a fast path the reference path is run in float32 and in float64. What is allowed is said by
     `simkit.fast.potential.FastPotential`.
 
     Args:
-        potential: a model of the energy; it stays as it is. structures: at least one.
+        potential: a model of the energy; it stays as it is. structures: at least one. compile_first: see `verify_model`.
 
     Raises:
         ConfigError: if the model gives no energy.
@@ -167,21 +171,25 @@ def check_fast_path(potential: Potential, structures: Sequence[Atoms]) -> FastPa
     if "energy" not in potential.outputs:
         raise ConfigError(f"only models of the energy can be verified; this one gives {', '.join(potential.outputs)}")
     fast = potential.fast()
+    elements = sorted({int(z) for atoms in structures for z in atoms.numbers})
+    potential.check_elements(elements)
+    if compile_first:
+        fast.compile(torch.tensor(elements))
+    ready = fast.is_ready(torch.tensor(elements))
     models = {"reference": potential}
-    if fast.engine is None:
+    if not ready:
         models = {"reference": copy.deepcopy(potential).cast(torch.float32)}
     if models["reference"].dtype != torch.float64:
         models["float64"] = copy.deepcopy(potential).cast(torch.float64)
-    ways = {*models, *(() if fast.engine is None else ("fast",))}
+    ways = {*models, *(("fast",) if ready else ())}
     found: dict[tuple[str, str], list[_Sums]] = {p: [] for p in PAIRS if ways >= {*p}}
     comparisons, largest = [], 0.0
     for atoms in track(structures, "verifying"):
-        potential.check_elements(np.unique(atoms.numbers).tolist())
         graph = AtomGraph.from_ase(atoms, potential.cutoff).to(potential.device)
         periodic = bool(atoms.pbc.all()) and atoms.cell.rank == 3
         names = ("energy", "energies", "forces", *(("stress",) if periodic else ()))
         results = {way: model(graph, names) for way, model in models.items()}
-        if fast.engine is not None:
+        if ready:
             # Calling it would compare both paths at first, and give the reference in place of what is to be judged here.
             results["fast"] = fast.evaluate(graph, names)
             comparisons.append(fast.judge(graph, results["fast"], results.get("float64", results["reference"])))
