@@ -334,8 +334,6 @@ def test_compiled_for_real(architecture: str, dtype: str, tmp_path: Path) -> Non
         import sys, time
         from simkit import potentials
         from simkit.graph import AtomGraph
-from simkit.md.ensembles.nve import NVE
-from simkit.md.run import run_md
         from ase.build import molecule
         potential = potentials.load({str(tmp_path / "model.safetensors")!r})
         water = AtomGraph.from_ase(molecule("H2O"), 4.0)
