@@ -58,7 +58,7 @@ def test_header(path: Path) -> None:
         "format": "simkit-potential",
         "version": 1,
         "architecture": "painn",
-        "options": {"channels": 8, "layers": 1, "basis": 20, "cutoff_function": "polynomial"},
+        "options": {"channels": 8, "layers": 1, "basis": 20, "cutoff_function": "polynomial", "radial": "sine"},
         "cutoff": 4.0,
         "elements": [1, 8],
         "outputs": ["energy", "dipole"],
