@@ -40,7 +40,7 @@ def read(path):
 
 
 def predict(model, inputs, indices):
-    out = model(_atoms_collate_fn([{k: v for k, v in inputs[i].items()} for i in indices]))
+    out = model(_atoms_collate_fn([dict(inputs[i]) for i in indices]))
     return out["energy"].double() * SCALE, out["forces"] * SCALE
 
 
