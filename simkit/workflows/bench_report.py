@@ -17,6 +17,7 @@ from simkit.fast.potential import LARGEST_CHECKED
 from simkit.files import write_json
 from simkit.workflows.bench import Bench, Cost, System, bench
 from simkit.workflows.bench_plot import Curve, cost_against_size
+from simkit.workflows.fast_path import COMPILING
 from simkit.workflows.structures import check_new_file, open_potential, read_structure
 from simkit.workflows.text import table
 
@@ -57,6 +58,8 @@ def bench_model(
     files = [] if out is None else _check_files(Path(out), overwrite)
     potential = open_potential(model, device, dtype).requires_grad_(False)
     atoms = read_structure(structure)
+    if compile_first:
+        echo(COMPILING)
     with _threads(threads):
         settings = {
             "model": os.fspath(model),

@@ -29,6 +29,7 @@ FRAMES = 100
 PAIRS = (("fast", "float64"), ("fast", "reference"), ("reference", "float64"))
 """Ways to compute that are compared: fast path and reference path in the same dtype, and the reference path in float64, with the same
 weights. The first pair that there is decides whether the fast path holds."""
+COMPILING = "compiling the network, which takes a minute or more unless it was done before"
 
 
 @dataclass(frozen=True)
@@ -129,6 +130,8 @@ def verify_model(
     potential = open_potential(model, device, dtype)
     given = read_structures(structures)
     chosen = np.unique(np.linspace(0, len(given) - 1, min(frames, len(given))).round().astype(int)).tolist()
+    if compile_first:
+        echo(COMPILING)
     check = check_fast_path(potential, [given[k] for k in chosen], compile_first)
     sizes = sorted({len(given[k]) for k in chosen})
     atoms = f"{sizes[0]} atoms" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]} atoms"
