@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from simkit import plotting, run_plots
 from simkit.errors import ConfigError, OutputError, SimkitError
-from simkit.files import atomic_path, discard_unfinished, ensure_output_dir, write_json
+from simkit.files import atomic_path, ensure_output_dir, write_json
 from simkit.md.analysis import energy_drift
 from simkit.md.observers import ASETrajectory, H5MDTrajectory, Progress, StopRunaway, ThermoTable
 from simkit.md.observers.thermo_table import read_thermo_table
@@ -107,7 +107,6 @@ def run_md(
     )  # fmt: skip
     if restart:
         simulation.restore(folder / CHECKPOINT)
-        discard_unfinished(folder / CHECKPOINT)
         if simulation.step > steps:
             raise ConfigError(f"{steps} steps were asked for in all, but the run has done {simulation.step} already")
     else:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from simkit.errors import ConfigError, OutputError, SimkitError
+from simkit.files import discard_unfinished
 from simkit.interrupt import Interrupt
 from simkit.md.breakdown import check_start, find_breakdown
 from simkit.md.forces import ForceModel, as_forces
@@ -167,6 +168,8 @@ class Simulation:
             raise ConfigError("restore a checkpoint before the first run")
         checkpoint = Checkpoint.load(path)
         checkpoint.check(self.identity, Path(path).parent)
+        if self._checkpoint is not None and self._checkpoint == Path(path):
+            discard_unfinished(path)  # of the process that was killed, if it was while it wrote a checkpoint
         arrays = {name: torch.from_numpy(np.array(value)) for name, value in checkpoint.arrays.items()}
         put_back(self.state, arrays, checkpoint.step)
         self.frames = list(checkpoint.frames)
