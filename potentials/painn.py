@@ -14,6 +14,7 @@ from simkit.fast.painn import FusedPaiNN
 from simkit.fast.workspace import Workspace
 from simkit.graph import one_direction
 from simkit.kernels.orders import Derivatives, wanted_derivatives
+from simkit.kernels.perceptron import layer_weights
 from simkit.kernels.vector_message import vector_message
 from simkit.kernels.vector_network import Geometry, Weights, vector_network
 from simkit.kernels.vector_update import gated_update, invariants
@@ -97,12 +98,6 @@ class Update(nn.Module):
         return gated_update(s, v, self.net(x), product, u)
 
 
-def _layers(net: nn.Sequential) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Weights and biases of both layers of a perceptron."""
-    first, second = cast(nn.Linear, net[0]), cast(nn.Linear, net[2])
-    return first.weight, first.bias, second.weight, second.bias
-
-
 class PaiNN(Representation):
     """Scalar and vector features refined by alternating message and update blocks."""
 
@@ -147,7 +142,7 @@ class PaiNN(Representation):
     def _weights(self) -> list[Weights]:
         layers = zip(self.messages, self.updates, self.filters, strict=True)
         parts = [(cast(Message, message), cast(Update, update), cast(Filters, net)) for message, update, net in layers]
-        return [Weights(net.joined(), _layers(a.net), b.mix.weight, _layers(b.net)) for a, b, net in parts]
+        return [Weights(net.joined(), layer_weights(a.net), b.mix.weight, layer_weights(b.net)) for a, b, net in parts]
 
     def _geometry(self, vectors: Tensor, sender: Tensor, receiver: Tensor) -> Geometry:
         r = torch.linalg.vector_norm(vectors, dim=1)

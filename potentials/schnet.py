@@ -20,6 +20,7 @@ from simkit.kernels.filter_bank import evaluate_filters, filter_bank
 from simkit.kernels.filter_message import filter_message
 from simkit.kernels.force_training import features_for_forces
 from simkit.kernels.orders import Derivatives, wanted_derivatives
+from simkit.kernels.perceptron import layer_weights
 from simkit.kernels.scalar_network import ScalarNetwork, Weights, scalar_network
 from simkit.kernels.slope_message import Pairs, SlopeFilters
 from simkit.kernels.table_message import TableFilters, TablePairs
@@ -59,8 +60,7 @@ class Interaction(nn.Module):
 
     def weights(self) -> Weights:
         """Return W1, and W2 and W3 with their biases."""
-        hidden, out = cast(nn.Linear, self.dense_out[0]), cast(nn.Linear, self.dense_out[2])
-        return Weights(self.dense_in.weight, (hidden.weight, hidden.bias, out.weight, out.bias))
+        return Weights(self.dense_in.weight, layer_weights(self.dense_out))
 
 
 class SchNet(Representation):

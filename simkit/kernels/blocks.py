@@ -35,6 +35,16 @@ def begin(row, channels, low):  # type: ignore[no-untyped-def]  # pragma: no cov
     return np.uintp(row * channels + low)
 
 
+@njit
+def add_blocks(parts, total):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
+    """Write the sum of what the blocks of channels have for each edge, end to end in ``parts``, to ``total``."""
+    edges = len(total)
+    total[:] = parts[:edges]
+    for block in range(1, len(parts) // max(1, edges)):
+        for e in range(edges):
+            total[e] += parts[block * edges + e]
+
+
 def count_blocks(channels: int) -> int:
     """Return the number of blocks that the channels are cut into."""
     return (channels + BLOCK - 1) // BLOCK

@@ -10,14 +10,20 @@ in each pass, and the gradients of weights come from adjoints and inputs, and fr
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from simkit.kernels.activations import shifted_softplus, shifted_softplus_second
 from simkit.kernels.blocks import compile_blocks, flat
+
+
+def layer_weights(net: nn.Sequential) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return W1, b1, W2 and b2 of two linear layers with an activation between them."""
+    first, second = cast(nn.Linear, net[0]), cast(nn.Linear, net[2])
+    return first.weight, first.bias, second.weight, second.bias
 
 
 class Perceptron:

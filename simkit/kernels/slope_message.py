@@ -19,7 +19,7 @@ import torch
 from numba import prange
 from torch import Tensor
 
-from simkit.kernels.blocks import BLOCK, begin, compile_blocks, compile_shared, flat, sizes
+from simkit.kernels.blocks import BLOCK, add_blocks, begin, compile_blocks, compile_shared, flat, sizes
 
 
 class Pairs:
@@ -158,18 +158,15 @@ def _forward(c_all, tasks, x, w, f, sender, receiver, out):  # type: ignore[no-u
 def _backward(  # type: ignore[no-untyped-def]  # pragma: no cover
     c_all, tasks, x, w, slope, g, dx, dw, dr, f, sender, receiver, with_dw
 ):
-    blocks, edges = (c_all + BLOCK - 1) // BLOCK, len(sender)
-    parts = np.empty(blocks * edges, x.dtype)
+    blocks = (c_all + BLOCK - 1) // BLOCK
+    parts = np.empty(blocks * len(sender), x.dtype)
     if tasks == 1:
         _backward_blocks(0, blocks, c_all, x, w, slope, g, dx, dw, parts, f, sender, receiver, with_dw)
     else:
         for k in prange(tasks):
             start, end = k * blocks // tasks, (k + 1) * blocks // tasks
             _backward_blocks(start, end, c_all, x, w, slope, g, dx, dw, parts, f, sender, receiver, with_dw)
-    dr[:] = parts[:edges]
-    for block in range(1, blocks):
-        for e in range(edges):
-            dr[e] += parts[block * edges + e]
+    add_blocks(parts, dr)
 
 
 @compile_shared

@@ -21,7 +21,7 @@ import torch
 from numba import njit, prange
 from torch import Tensor
 
-from simkit.kernels.blocks import BLOCK, begin, compile_blocks, compile_shared, flat, sizes
+from simkit.kernels.blocks import BLOCK, add_blocks, begin, compile_blocks, compile_shared, flat, sizes
 
 
 class TablePairs:
@@ -99,11 +99,16 @@ def _interpolation(first, step, r, cutoff, knot, weights):  # type: ignore[no-un
         row[4], row[5], row[6], row[7] = df * a0 + f * b0, df * a1 + f * b1, df * a2 - f * b0, df * a3 + f * b3
 
 
+@njit
+def _four(weights, k):  # type: ignore[no-untyped-def]  # pragma: no cover
+    return weights[k], weights[k + 1], weights[k + 2], weights[k + 3]
+
+
 @compile_blocks
 def _forward_blocks(start, end, c_all, x, values, slopes, sender, receiver, knot, weights, out):  # type: ignore[no-untyped-def]  # pragma: no cover
     v = np.empty(BLOCK, x.dtype)
     for e in range(len(sender)):
-        a0, a1, a2, a3 = weights[8 * e], weights[8 * e + 1], weights[8 * e + 2], weights[8 * e + 3]
+        a0, a1, a2, a3 = _four(weights, 8 * e)
         for lo in range(start * BLOCK, end * BLOCK, BLOCK):
             n = np.uintp(min(BLOCK, c_all - lo))
             i, j = begin(receiver[e], c_all, lo), begin(sender[e], c_all, lo)
@@ -124,8 +129,8 @@ def _backward_blocks(  # type: ignore[no-untyped-def]  # pragma: no cover
     v, a = np.empty(BLOCK, x.dtype), np.empty(BLOCK, x.dtype)
     edges = len(sender)
     for e in range(edges):
-        a0, a1, a2, a3 = weights[8 * e], weights[8 * e + 1], weights[8 * e + 2], weights[8 * e + 3]
-        b0, b1, b2, b3 = weights[8 * e + 4], weights[8 * e + 5], weights[8 * e + 6], weights[8 * e + 7]
+        a0, a1, a2, a3 = _four(weights, 8 * e)
+        b0, b1, b2, b3 = _four(weights, 8 * e + 4)
         for lo in range(start * BLOCK, end * BLOCK, BLOCK):
             n = np.uintp(min(BLOCK, c_all - lo))
             i, j = begin(receiver[e], c_all, lo), begin(sender[e], c_all, lo)
@@ -176,8 +181,9 @@ def _second_blocks(  # type: ignore[no-untyped-def]  # pragma: no cover
     a, p = np.empty(BLOCK, x.dtype), np.empty(BLOCK, x.dtype)
     for e in range(len(sender)):
         h = hr[e]
-        a0, a1, a2, a3 = weights[8 * e], weights[8 * e + 1], weights[8 * e + 2], weights[8 * e + 3]
-        b0, b1, b2, b3 = h * weights[8 * e + 4], h * weights[8 * e + 5], h * weights[8 * e + 6], h * weights[8 * e + 7]
+        a0, a1, a2, a3 = _four(weights, 8 * e)
+        b0, b1, b2, b3 = _four(weights, 8 * e + 4)
+        b0, b1, b2, b3 = h * b0, h * b1, h * b2, h * b3
         for lo in range(start * BLOCK, end * BLOCK, BLOCK):
             n = np.uintp(min(BLOCK, c_all - lo))
             i, j = begin(receiver[e], c_all, lo), begin(sender[e], c_all, lo)
@@ -220,8 +226,8 @@ def _forward(c_all, tasks, x, values, slopes, sender, receiver, knot, weights, o
 def _backward(  # type: ignore[no-untyped-def]  # pragma: no cover
     c_all, tasks, x, values, slopes, sender, receiver, knot, weights, g, dx, dvalues, dslopes, dr, wanted
 ):
-    blocks, edges = (c_all + BLOCK - 1) // BLOCK, len(sender)
-    parts = np.empty(blocks * edges, x.dtype)
+    blocks = (c_all + BLOCK - 1) // BLOCK
+    parts = np.empty(blocks * len(sender), x.dtype)
     if tasks == 1:
         _backward_blocks(
             0, blocks, c_all, x, values, slopes, sender, receiver, knot, weights, g, dx, dvalues, dslopes, parts, wanted
@@ -247,10 +253,7 @@ def _backward(  # type: ignore[no-untyped-def]  # pragma: no cover
                 parts,
                 wanted,
             )
-    dr[:] = parts[:edges]
-    for block in range(1, blocks):
-        for e in range(edges):
-            dr[e] += parts[block * edges + e]
+    add_blocks(parts, dr)
 
 
 @compile_shared
