@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from typer.testing import CliRunner
+from shell import run
 
 import simkit
-from simkit import cli, plotting, potentials
+from simkit import plotting, potentials
 from simkit.errors import ConfigError, OutputError, SimkitError
 from simkit.label_placement import place_boxes
 from simkit.potentials import available
@@ -314,13 +314,6 @@ def test_unfinished_plans_are_told(tmp_path: Path, quick: list[str], monkeypatch
 
 
 # ------------------------------------------------------------------------------------------------------ the command line
-
-
-def run(*arguments: object) -> tuple[int, str, str]:
-    result = CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result.exit_code, result.stdout, result.stderr
 
 
 @pytest.mark.slow

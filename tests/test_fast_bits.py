@@ -9,7 +9,8 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import molecule
-from fast_cases import ARCHITECTURES, differences, ethanol, everything, graph, model, narrow, silicon, threads
+from fast_cases import ARCHITECTURES, differences, ethanol, everything, graph, model, narrow, silicon
+from global_settings import threads
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

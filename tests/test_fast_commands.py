@@ -13,10 +13,10 @@ from ase import Atoms
 from ase.build import bulk, fcc111, molecule
 from ase.io import write
 from ase.neighborlist import neighbor_list
-from typer.testing import CliRunner
+from shell import run
 
 import simkit
-from simkit import cli, potentials
+from simkit import potentials
 from simkit.fast import painn
 from simkit.fast.potential import Comparison
 from simkit.fast.tables import HermiteTables
@@ -28,14 +28,6 @@ from simkit.workflows.peak_memory import Forecast, forecast, free_bytes, peak_by
 
 CUTOFF = 4.0
 CPU = torch.device("cpu")
-
-
-def run(*arguments: object) -> tuple[int, str, str]:
-    """Exit status, stdout and stderr of a command; an exception that a user would see as a traceback fails the test."""
-    result = CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result.exit_code, result.stdout, result.stderr
 
 
 @pytest.fixture(scope="module")

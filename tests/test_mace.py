@@ -10,6 +10,7 @@ from ase import Atoms
 from ase.build import molecule
 from e3nn import o3
 from e3nn.util.test import assert_equivariant
+from global_settings import float64_and_seed
 from torch import Tensor
 
 from simkit import potentials
@@ -33,15 +34,9 @@ SMALL = {"channels": 3, "basis": 4, "radial_width": 5, "radial_layers": 2, "read
 
 
 @pytest.fixture(autouse=True)
-def float64_and_seed() -> Iterator[None]:
-    """e3nn's assertion takes dtype and randomness from global state."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(20260317)
-        torch.set_default_dtype(torch.float64)
-        try:
-            yield
-        finally:
-            torch.set_default_dtype(torch.float32)
+def float64() -> Iterator[None]:
+    with float64_and_seed(20260317):
+        yield
 
 
 def ethanol() -> Atoms:

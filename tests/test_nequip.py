@@ -10,6 +10,7 @@ from ase import Atoms
 from ase.build import molecule
 from e3nn import o3
 from e3nn.util.test import assert_equivariant
+from global_settings import float64_and_seed
 from torch import Tensor, nn
 
 from simkit import potentials
@@ -23,14 +24,8 @@ ELEMENTS = [1, 6, 8]
 
 @pytest.fixture
 def float64() -> Iterator[None]:
-    """e3nn's assertion takes dtype and randomness from global state."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(20260103)
-        torch.set_default_dtype(torch.float64)
-        try:
-            yield
-        finally:
-            torch.set_default_dtype(torch.float32)
+    with float64_and_seed(20260103):
+        yield
 
 
 def frames() -> list[Atoms]:

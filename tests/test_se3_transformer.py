@@ -10,6 +10,7 @@ from ase import Atoms
 from ase.build import molecule
 from e3nn import o3
 from e3nn.util.test import assert_equivariant
+from global_settings import float64_and_seed
 from torch import Tensor
 
 from simkit import potentials
@@ -32,14 +33,8 @@ INDEX = torch.tensor([[0, 0, 1, 1, 2, 2, 3, 2], [1, 2, 0, 2, 0, 1, 2, 3]])
 
 @pytest.fixture(autouse=True)
 def float64() -> Iterator[None]:
-    """e3nn's assertion takes dtype and randomness from global state."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(20260105)
-        torch.set_default_dtype(torch.float64)
-        try:
-            yield
-        finally:
-            torch.set_default_dtype(torch.float32)
+    with float64_and_seed(20260105):
+        yield
 
 
 def ethanol() -> Atoms:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from e3nn import o3
 from e3nn.util.test import assert_equivariant
+from global_settings import float64_and_seed
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -21,15 +22,9 @@ NATURAL = [str(o3.Irreps.spherical_harmonics(degree)) for degree in range(4)]
 
 
 @pytest.fixture(autouse=True)
-def float64_and_seed() -> Iterator[None]:
-    """e3nn's modules and its assertion take dtype and randomness from global state."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(20260311)
-        torch.set_default_dtype(torch.float64)
-        try:
-            yield
-        finally:
-            torch.set_default_dtype(torch.float32)
+def float64() -> Iterator[None]:
+    with float64_and_seed(20260311):
+        yield
 
 
 def evaluated(ladder: Ladder, x: Tensor) -> list[Tensor]:

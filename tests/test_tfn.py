@@ -10,6 +10,7 @@ from ase import Atoms
 from ase.build import molecule
 from e3nn import o3
 from e3nn.util.test import assert_equivariant
+from global_settings import float64_and_seed
 from scipy import integrate
 from torch import Tensor, nn
 
@@ -31,14 +32,8 @@ GAIN = integrate.quad(silu_squared, -12, 12, limit=200, epsabs=1e-14)[0] ** -0.5
 
 @pytest.fixture(autouse=True)
 def float64() -> Iterator[None]:
-    """e3nn's assertion takes dtype and randomness from global state."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(20260104)
-        torch.set_default_dtype(torch.float64)
-        try:
-            yield
-        finally:
-            torch.set_default_dtype(torch.float32)
+    with float64_and_seed(20260104):
+        yield
 
 
 def frames() -> list[Atoms]:
