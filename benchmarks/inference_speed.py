@@ -29,6 +29,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from scipy.integrate import odeint, solve_ivp
+from systems import best_of
 from torch import Tensor
 from torchdiffeq import odeint as torch_odeint
 
@@ -40,17 +41,6 @@ Rows = list[dict[str, Any]]
 BATCH, FEW = 10_000, 200
 EIGHTH = 8
 clock = time.perf_counter
-
-
-def best_of(run: Callable[[], Any], seconds: float) -> tuple[float, Any]:
-    """The shortest time of a run, repeated for a while but at least once, and what it returned."""
-    best, end = np.inf, clock() + seconds
-    while True:
-        start = clock()
-        found = run()
-        best = min(best, clock() - start)
-        if clock() > end:
-            return best, found
 
 
 def rate(name: str, y: Any, p: Any) -> list[Any]:
@@ -93,14 +83,14 @@ class Comparison:
     def run(self) -> Rows:
         simulator, theta = self.simulator, self.theta
         simulator.simulate(theta[:1], self.seeds[:1])  # compiles
-        elapsed, _ = best_of(lambda: simulator.simulate(theta, self.seeds), self.seconds)
+        elapsed, _ = best_of(lambda: simulator.simulate(theta, self.seeds), self.seconds, clock)
         self.add(f"simkit rk4 {simulator.timestep:g}", simulator.solve(theta[:BATCH]), elapsed, self.count)
         batch = theta[:BATCH]
-        elapsed, states = best_of(lambda: self.by_torchdiffeq(batch), self.seconds)
+        elapsed, states = best_of(lambda: self.by_torchdiffeq(batch), self.seconds, clock)
         self.add(f"torchdiffeq rk4 {simulator.timestep:g}", states, elapsed, len(batch))
         for label, solve in (("scipy odeint", self.by_odeint), ("scipy solve_ivp", self.by_solve_ivp)):
             few = theta[:FEW]
-            elapsed, states = best_of(lambda: self.one_by_one(solve, few), self.seconds)  # noqa: B023
+            elapsed, states = best_of(lambda: self.one_by_one(solve, few), self.seconds, clock)  # noqa: B023
             self.add(label, states, elapsed, len(few))
         return self.rows
 
@@ -160,7 +150,7 @@ def simulators(count: int, seconds: float) -> Rows:
         simulator, number = build(name), max(1, int(share * count))
         theta, seeds = simulator.prior.sample(number, 0), simulation_seeds(0, 0, number)
         simulator.simulate(theta[:1], seeds[:1])
-        elapsed, x = best_of(lambda: simulator.simulate(theta, seeds), seconds)  # noqa: B023
+        elapsed, x = best_of(lambda: simulator.simulate(theta, seeds), seconds, clock)  # noqa: B023
         row = {
             "simulator": name,
             "simulations": number,

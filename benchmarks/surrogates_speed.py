@@ -21,7 +21,6 @@ script does it. Everything runs in the same number of threads, and times are the
 import argparse
 import json
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from scipy.integrate import solve_ivp
+from systems import best_of
 from torch import Tensor, nn
 from torchdiffeq import odeint
 
@@ -41,19 +41,7 @@ from simkit.surrogates.models.base import DynamicsModel
 Rows = list[dict[str, Any]]
 F64 = torch.float64
 
-
 clock = time.perf_counter
-
-
-def best_of(run: Callable[[], Any], seconds: float) -> tuple[float, Any]:
-    """The shortest time of a run, repeated for a while but at least once, and what it returned."""
-    best, end = np.inf, clock() + seconds
-    while True:
-        start = clock()
-        found = run()
-        best = min(best, clock() - start)
-        if clock() > end:
-            return best, found
 
 
 def matching_step(model: DynamicsModel, optimizer: torch.optim.Optimizer, states: Tensor, rates: Tensor) -> None:
@@ -130,11 +118,11 @@ class Comparison:
             substeps *= 2
         self.in_batches(h)
         count = len(states)
-        elapsed, found = best_of(lambda: fast.rollout(states, times, method="rk4", timestep=h), self.seconds)
+        elapsed, found = best_of(lambda: fast.rollout(states, times, method="rk4", timestep=h), self.seconds, clock)
         self.add(f"simkit rk4 {h:.3g}, compiled", found, elapsed, count)
         single, small = compile_model(self.model.float()), states.astype(np.float32)
         single.rollout(small[:1], times[:2], method="rk4")
-        elapsed, found = best_of(lambda: single.rollout(small, times, method="rk4", timestep=h), self.seconds)
+        elapsed, found = best_of(lambda: single.rollout(small, times, method="rk4", timestep=h), self.seconds, clock)
         self.add(f"simkit rk4 {h:.3g}, compiled, float32", found, elapsed, count)
         return self.rows
 
@@ -150,9 +138,11 @@ class Comparison:
             (f"torchdiffeq rk4 {h:.3g}", {"method": "rk4", "options": {"step_size": h}}),
             ("torchdiffeq dopri5", {"method": "dopri5"}),
         ):
-            elapsed, found = best_of(lambda: odeint(field, given, moments, **options), self.seconds)  # noqa: B023
+            elapsed, found = best_of(lambda: odeint(field, given, moments, **options), self.seconds, clock)  # noqa: B023
             self.add(label, found.numpy(), elapsed, count)
-        elapsed, found = best_of(lambda: self.model.rollout(given, moments, method="rk4", timestep=h), self.seconds)
+        elapsed, found = best_of(
+            lambda: self.model.rollout(given, moments, method="rk4", timestep=h), self.seconds, clock
+        )
         self.add(f"simkit rk4 {h:.3g}, model.rollout", found.numpy(), elapsed, count)
 
 
@@ -170,10 +160,10 @@ def ensembles(quick: bool, seconds: float) -> Rows:
             given, moments = torch.from_numpy(states), torch.from_numpy(times)
             with torch.no_grad():
                 theirs, found = best_of(
-                    lambda: odeint(system.vector_field, given, moments, method="rk4", options={"step_size": 0.01}), seconds  # noqa: B023
+                    lambda: odeint(system.vector_field, given, moments, method="rk4", options={"step_size": 0.01}), seconds, clock,  # noqa: B023
                 )  # fmt: skip
             system.ensemble(states[:1], times, timestep=0.01)
-            ours, own = best_of(lambda: system.ensemble(states, times, timestep=0.01), seconds)  # noqa: B023
+            ours, own = best_of(lambda: system.ensemble(states, times, timestep=0.01), seconds, clock)  # noqa: B023
             exact = system.integrate(states[:100], times)[:, 1]
             row = {"system": name, "trajectories": count, "steps": steps}
             row |= {
@@ -207,7 +197,7 @@ def training(quick: bool, seconds: float) -> Rows:
 
     row = {"batch": len(states)}
     for label, run in (("script", script), ("simkit", lambda: matching_step(model, optimizer, states, rates))):
-        row[f"{label} ms"] = 1e3 * best_of(run, 0.2 if quick else 2 * seconds)[0]
+        row[f"{label} ms"] = 1e3 * best_of(run, 0.2 if quick else 2 * seconds, clock)[0]
     return [row | {"ratio": row["script ms"] / row["simkit ms"]}]
 
 

@@ -11,10 +11,10 @@ from scipy import stats
 
 from simkit.errors import DataError
 from simkit.inference.priors import normal_log_prob
+from simkit.inference.simulator import Tractable
 from simkit.inference.simulators import build
 from simkit.inference.simulators.populations import SIR, LotkaVolterra
 from simkit.inference.simulators.reference import load_reference
-from simkit.inference.simulators.tractable import TractableSimulator
 
 LEAST = 1e-4  # of a p-value
 OBSERVATIONS = (1, 2, 3)
@@ -38,7 +38,7 @@ def test_references_fit_the_simulators(task: str) -> None:
 def test_reference_samples_have_our_posterior(task: str, k: int) -> None:
     """Stein's identities: with p the posterior of z, the means of d ln p/dz_i and of 1 + z_i d ln p/dz_i are zero."""
     simulator = build(task)
-    assert isinstance(simulator, TractableSimulator)
+    assert isinstance(simulator, Tractable)
     reference = load_reference(task, k)
     z = simulator.prior.to_normal(torch.from_numpy(reference.samples[:: 1 if task == "slcp" else 4])).requires_grad_()
     likelihood = simulator.log_likelihood(simulator.prior.from_normal(z), torch.from_numpy(reference.observation))

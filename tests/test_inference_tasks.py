@@ -8,25 +8,24 @@ import torch
 from scipy import stats
 from scipy.special import expit
 
-from simkit.inference.simulator import simulation_seeds
+from simkit.inference.simulator import Simulator, Tractable, simulation_seeds
 from simkit.inference.simulators import build
 from simkit.inference.simulators.draws import normals, uniforms
 from simkit.inference.simulators.gaussians import GaussianLinear, GaussianLinearUniform, GaussianMixture
 from simkit.inference.simulators.generalised_linear import design_matrix
 from simkit.inference.simulators.slcp import SLCP, SLCPDistractors, distractors
-from simkit.inference.simulators.tractable import TractableSimulator
 from simkit.inference.simulators.two_moons import TwoMoons
 
 COUNT = 20_000
 LEAST = 1e-4  # of a p-value: seeds are fixed, so a test that passes keeps passing
 
 
-def outputs(simulator: TractableSimulator, theta: list[float], count: int = COUNT) -> np.ndarray:
+def outputs(simulator: Simulator, theta: list[float], count: int = COUNT) -> np.ndarray:
     """Many outputs [N, K] of the same parameters."""
     return simulator.simulate(np.tile(np.array(theta), (count, 1)), simulation_seeds(11, 0, count))
 
 
-def likelihoods(simulator: TractableSimulator, theta: np.ndarray, x: np.ndarray) -> np.ndarray:
+def likelihoods(simulator: Tractable, theta: np.ndarray, x: np.ndarray) -> np.ndarray:
     """The log likelihood of one output [K] for each row of parameters [N, D]."""
     return simulator.log_likelihood(torch.from_numpy(theta), torch.from_numpy(x)).numpy()
 
@@ -40,7 +39,7 @@ def assert_covariance(values: np.ndarray, expected: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("kind", [GaussianLinear, GaussianLinearUniform])
-def test_gaussian_linear(kind: type[TractableSimulator]) -> None:
+def test_gaussian_linear(kind: type[Simulator]) -> None:
     simulator = kind()
     theta = np.linspace(-0.9, 0.8, 10)
     x = outputs(simulator, theta.tolist())
@@ -174,8 +173,8 @@ def test_bernoulli_glm_has_the_published_stimulus() -> None:
 
 def test_bernoulli_glm() -> None:
     raw, sums = (build("bernoulli_glm", summary=summary) for summary in ("raw", "sufficient"))
-    assert isinstance(raw, TractableSimulator)
-    assert isinstance(sums, TractableSimulator)
+    assert isinstance(raw, Tractable)
+    assert isinstance(sums, Tractable)
     theta = raw.prior.sample(4, 1)
     x, design = outputs(raw, theta[0].tolist()), design_matrix()
     p = expit(design @ theta[0])

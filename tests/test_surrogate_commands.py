@@ -37,7 +37,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_list_names_systems_protocols_and_models() -> None:
     status, out, _ = run("list")
     assert status == 0
-    for name in ("three_body", "finzi: train 800, validation 100, test 100", "hnn", "neural-ode-2"):
+    for name in (
+        "three_body",
+        "reaction_diffusion",
+        "finzi: train 800, validation 100, test 100",
+        "hnn",
+        "neural-ode-2",
+    ):
         assert name in out
 
 

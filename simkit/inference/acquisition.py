@@ -24,6 +24,7 @@ from simkit.inference.neural import NeuralPosterior
 from simkit.inference.priors import Array
 from simkit.inference.region import Region, highest_density
 from simkit.inference.simulations import Simulations
+from simkit.inference.spread import sample_factor
 
 CANDIDATES = 20
 """Candidates for each parameter that is chosen by disagreement."""
@@ -148,11 +149,8 @@ class Proposer:
         generator = torch.Generator().manual_seed(seed)
         samples = posterior.sample_z(self.observation.unsqueeze(0), max(SAMPLES, CANDIDATES * count // 4), seed)[0]
         rows = torch.randint(len(samples), (CANDIDATES * count,), generator=generator)
-        factor = torch.linalg.cholesky(
-            torch.cov(samples.T).reshape(samples.shape[1], -1) + 1e-12 * torch.eye(samples.shape[1])
-        )
         noise = torch.randn(len(rows), samples.shape[1], generator=generator, dtype=samples.dtype)
-        candidates = samples[rows] + 0.5 * noise @ factor.T
+        candidates = samples[rows] + 0.5 * noise @ sample_factor(samples, floor=1e-12).T
         logs = posterior.member_log_density(candidates, self.observation)
         logs = logs - torch.logsumexp(logs, 1, keepdim=True)  # each member's density relative to its own sum
         spread = logs.sub(logs.max()).exp().std(0)

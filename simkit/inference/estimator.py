@@ -21,6 +21,7 @@ from simkit.errors import MissingDependencyError
 from simkit.inference.features import Features
 from simkit.inference.priors import LOG_2PI, Array
 from simkit.inference.simulator import Observable
+from simkit.inference.spread import sample_factor
 
 BOUND = math.sqrt(3.0)
 """Of v, where the prior is bounded: its standard deviation is one."""
@@ -105,8 +106,7 @@ class Estimator(nn.Module, ABC):
         expected = self.regress(values, features)
         rest = self.natural(values) - expected
         self.z_mean.copy_(rest.mean(0))
-        spread = torch.cov(rest.T).reshape(self.dim, self.dim) + 1e-12 * torch.eye(self.dim, dtype=torch.float64)
-        self.z_factor.copy_(torch.linalg.cholesky(spread))
+        self.z_factor.copy_(sample_factor(rest, floor=1e-12))
         self.build()
         return self.whiten(values, expected), features
 

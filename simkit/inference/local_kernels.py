@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from simkit.inference.priors import LOG_2PI
+from simkit.inference.spread import raised_factor
 
 PAIRS = 2_000_000
 """Pairs of points that are held at once, to bound memory."""
@@ -76,9 +77,7 @@ def local_moments(z: Tensor, weights: Tensor, share: float) -> tuple[Tensor, Ten
         away = z[near] - mean.unsqueeze(1)
         means.append(mean)
         covariances.append(torch.einsum("mk,mkd,mke->mde", part, away, away))
-    covariance = torch.cat(covariances)
-    floor = RIDGE * covariance.diagonal(dim1=1, dim2=2) + TINY
-    return torch.cat(means), torch.linalg.cholesky(covariance + torch.diag_embed(floor))
+    return torch.cat(means), raised_factor(torch.cat(covariances), ridge=RIDGE, floor=TINY)
 
 
 def fit_kernels(z: Tensor, weights: Tensor, *, shrink: bool) -> LocalKernels:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from simkit.inference.likelihood import LikelihoodEstimator, RatioClassifier
 from simkit.inference.posterior import Posterior
 from simkit.inference.priors import Array, Prior, normal_log_prob
 from simkit.inference.region import Region
-from simkit.inference.simulator import Observable, Simulator
+from simkit.inference.simulator import Observable, Simulator, Tractable
 from simkit.inference.success import SuccessModel
 from simkit.inference.tempering import sample_tempered
 
@@ -28,18 +28,6 @@ ATTEMPTS = 8
 """Times that samples are drawn until enough of them lie inside a region."""
 VALUES, PARTICLES = 400_000, 50_000
 """Samples of posteriors that are drawn at once, and particles that move at once, to bound memory: gradients of a flow take 20 kB each."""
-
-
-@runtime_checkable
-class Tractable(Protocol):
-    """A simulator whose likelihood is known and differentiable."""
-
-    prior: Prior
-    observables: tuple[Observable, ...]
-
-    def log_likelihood(self, theta: Tensor, x: Tensor) -> Tensor:
-        """Return log p(x given theta), [...], for parameters [..., D] and an output [K], both float64."""
-        ...
 
 
 class NeuralPosterior(Posterior):

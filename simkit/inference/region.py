@@ -14,6 +14,7 @@ from torch import Tensor
 
 from simkit.errors import ConfigError
 from simkit.inference.priors import normal_log_prob
+from simkit.inference.spread import sample_factor
 
 LogDensity = Callable[[Tensor], Tensor]
 Draw = Callable[[int, torch.Generator], Tensor]
@@ -108,10 +109,7 @@ class Region:
 
     def _factor(self) -> Tensor:
         """Cholesky factor of the covariance of the starts."""
-        spread = torch.cov(self.starts.T).reshape(self.starts.shape[1], -1)
-        return torch.linalg.cholesky(
-            spread + 1e-9 * torch.diag_embed(spread.diagonal()) + 1e-14 * torch.eye(len(spread))
-        )
+        return sample_factor(self.starts, ridge=1e-9, floor=1e-14)
 
     def _chains(self, count: int, generator: torch.Generator) -> Tensor:
         """Walk from starts that are chosen by importance, [count, D]."""

@@ -8,10 +8,11 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
 
 from simkit.errors import ConfigError, DataError
 from simkit.inference.priors import Array, Prior
@@ -137,6 +138,23 @@ class Simulator(ABC):
         layout = [vars(o) for o in self.observables]
         content = {"name": self.name, "observables": layout, "settings": self.settings()}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+@runtime_checkable
+class Tractable(Protocol):
+    """A simulator that knows how probable its outputs are, so that samplers can draw from the exact posterior."""
+
+    prior: Prior
+    observables: tuple[Observable, ...]
+
+    def log_likelihood(self, theta: Tensor, x: Tensor) -> Tensor:
+        """Return ln p(x | theta), [...], up to a term without theta; differentiable once in theta.
+
+        Args:
+            theta: parameters within the prior's support, [..., D] float64.
+            x: one output, [K] float64.
+        """
+        ...
 
 
 class FunctionSimulator(Simulator):

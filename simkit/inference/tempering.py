@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from simkit.errors import SimkitError
+from simkit.inference.spread import sample_factor
 
 LogLikelihood = Callable[[Tensor], Tensor]
 """z [M, N, D] float64 -> log L, [M, N]; M problems at once."""
@@ -133,14 +134,6 @@ def _take(array: Tensor, rows: Tensor) -> Tensor:
     return array.gather(1, index)
 
 
-def _factors(z: Tensor) -> Tensor:
-    """Cholesky factors, [M, D, D], of the covariance of each population."""
-    centered = z - z.mean(1, keepdim=True)
-    covariance = centered.transpose(1, 2) @ centered / max(1, z.shape[1] - 1)
-    diagonal = covariance.diagonal(dim1=1, dim2=2)
-    return torch.linalg.cholesky(covariance + torch.diag_embed(1e-6 * diagonal + 1e-14))
-
-
 def _move(
     log_likelihood: LogLikelihood,
     z: Tensor,
@@ -154,7 +147,7 @@ def _move(
 
     In variables y = F^-1 z the mass matrix is the identity; F is the Cholesky factor of the population's covariance.
     """
-    factor = _factors(z)
+    factor = sample_factor(z, ridge=1e-6, floor=1e-14)
     momentum = torch.randn(z.shape, generator=generator, dtype=z.dtype)
     shortest, longest = LEAPFROGS
     leapfrogs = int(torch.randint(shortest, longest + 1, (), generator=generator))

@@ -46,7 +46,7 @@ class Start:
 def list_surrogates() -> str:
     """Return tables of the known systems with their data protocols, and of the models."""
     lines = ["Systems, with the protocols that their data follow"]
-    for name, system in sorted(systems.REGISTRY.items()):
+    for name, system in sorted({**systems.REGISTRY, **systems.FIRST_ORDER}.items()):
         lines.append(f"  {name:24} {_first_line(system)}")
         for key, plan in system.protocols.items():
             parts = ", ".join(f"{part} {count}" for part, count in plan.parts.items())

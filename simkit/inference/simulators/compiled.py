@@ -16,6 +16,7 @@ from numba.core.dispatcher import Dispatcher
 
 from simkit.inference.priors import Array
 from simkit.inference.simulator import Seeds
+from simkit.inference.simulators.streams import key_of
 from simkit.kernels.threads import run_tasks, task_count
 
 _vector, _matrix, _word = types.float64[::1], types.float64[:, ::1], types.uint64
@@ -24,7 +25,6 @@ SIMULATION = types.void(_vector, _word, _word, _vector, _vector)
 
 LEAST = 64
 """Simulations that are worth a thread."""
-_LOW, _HALF = np.uint64(0xFFFFFFFF), np.uint64(32)
 
 
 @functools.cache
@@ -35,7 +35,8 @@ def _compiled(simulation: Callable[..., None]) -> Dispatcher:
 def _loop(simulation, task, tasks, theta, seeds, constants, out):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
     count = len(theta)
     for i in range(task * count // tasks, (task + 1) * count // tasks):
-        simulation(theta[i], seeds[i] & _LOW, seeds[i] >> _HALF, constants, out[i])
+        k0, k1 = key_of(seeds[i])
+        simulation(theta[i], k0, k1, constants, out[i])
 
 
 @functools.cache

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from simkit.inference.priors import Array
+from simkit.inference.simulator import Simulator
 from simkit.inference.simulators import planar
-from simkit.inference.simulators.tractable import TractableSimulator
 
 
-class DifferentialSimulator(TractableSimulator):
+class DifferentialSimulator(Simulator):
     """A simulator that observes the solution of two differential equations with D parameters at T times.
 
     A subclass sets the attributes and gives `initial`.

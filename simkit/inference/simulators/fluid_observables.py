@@ -80,7 +80,7 @@ class Measurement:
             )
         longest = (frames - 1) * interval / 2
         for name, lags in (("lags", self.lags), ("diffusion_lags", self.diffusion_lags)):
-            increasing(owner, name, lags, least=0.0)
+            increasing(owner, name, lags, exclusive=True)
             steps = np.array(lags) / interval
             if not np.allclose(steps, np.rint(steps), atol=1e-6) or lags[-1] > longest + 1e-9:
                 raise ConfigError(

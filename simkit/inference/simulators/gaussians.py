@@ -12,10 +12,9 @@ from torch import Tensor
 
 from simkit.errors import ConfigError
 from simkit.inference.priors import LOG_2PI, Array, IndependentPrior, NormalPrior, Prior, Uniform
-from simkit.inference.simulator import Observable, Seeds
+from simkit.inference.simulator import Observable, Seeds, Simulator
 from simkit.inference.simulators.compiled import run
 from simkit.inference.simulators.draws import normals, uniforms
-from simkit.inference.simulators.tractable import TractableSimulator
 
 _VARIANCE = 0.1
 _SCALES = 1.0, 0.1
@@ -39,7 +38,7 @@ def _names(dim: int) -> list[str]:
     return [f"theta_{i + 1}" for i in range(dim)]
 
 
-class _Gaussian(TractableSimulator):
+class _Gaussian(Simulator):
     """x = theta + sqrt(0.1) n."""
 
     def __init__(self, dim: int = 10) -> None:
@@ -87,7 +86,7 @@ class GaussianLinearUniform(_Gaussian):
         return IndependentPrior({name: Uniform(-1, 1) for name in names})
 
 
-class GaussianMixture(TractableSimulator):
+class GaussianMixture(Simulator):
     """Gaussian mixture: the common mean of two normal distributions, one wide and one narrow (Sisson et al. 2007; sbibm).
 
     x is theta + n or theta + n/10, each with probability 1/2, in two dimensions; theta is uniform in [-10, 10]^2. Lueckmann et al., AISTATS

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from simkit.inference.priors import Array, NormalPrior
-from simkit.inference.simulator import Observable, Seeds
+from simkit.inference.simulator import Observable, Seeds, Simulator
 from simkit.inference.simulators.compiled import run
 from simkit.inference.simulators.draws import uniforms
-from simkit.inference.simulators.tractable import TractableSimulator
 
 _STEPS, _FILTER, _SEED = 100, 9, 42
 _BLOCK = 4
@@ -40,7 +39,7 @@ def _spikes(theta: Any, k0: Any, k1: Any, constants: Any, out: Any) -> None:  # 
                         out[j] += row[j]
 
 
-class BernoulliGLM(TractableSimulator):
+class BernoulliGLM(Simulator):
     """Bernoulli GLM: spikes in 100 bins of a neuron with an offset and a filter of nine bins under white noise (sbibm).
 
     A bin has a spike with probability 1/(1 + exp(-psi_t)), psi_t = offset + sum over k of filter_k stimulus_(t - k + 1). The prior is

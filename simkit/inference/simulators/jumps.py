@@ -23,8 +23,9 @@ from simkit.errors import ConfigError
 from simkit.inference.priors import Array, IndependentPrior, LogNormal, LogUniform, Prior
 from simkit.inference.simulator import Observable, Seeds, Simulator
 from simkit.inference.simulators.draws import uniforms
-from simkit.inference.simulators.options import checked_times, chosen_prior
-from simkit.inference.simulators.quantities import positive
+from simkit.inference.simulators.options import chosen_prior
+from simkit.inference.simulators.quantities import increasing, positive
+from simkit.inference.simulators.streams import key_of
 from simkit.kernels.threads import run_tasks, task_count
 
 _vector, _matrix = types.float64[::1], types.float64[:, ::1]
@@ -44,7 +45,7 @@ def _direct_method(rates, task, tasks, theta, seeds, start, changes, constants, 
     """Run a task's share of the simulations; a row in which more than ``most`` events happen becomes NaN."""
     numbers, weights = np.empty(start.size), np.empty(len(changes))
     for i in range(task * len(theta) // tasks, (task + 1) * len(theta) // tasks):
-        k0, k1 = seeds[i] & np.uint64(0xFFFFFFFF), seeds[i] >> np.uint64(32)
+        k0, k1 = key_of(seeds[i])
         numbers[:] = start
         t, point, event = 0.0, 0, 0
         u = uniforms(0, k0, k1)
@@ -162,7 +163,8 @@ class LotkaVolterraJump(JumpSimulator):
         rate = LogUniform(math.exp(-5), math.exp(2))
         default = IndependentPrior(dict.fromkeys(("alpha", "beta", "gamma", "delta"), rate))
         self.prior = chosen_prior(prior, default, 0.0)
-        self.times, self.most, self.constants = checked_times(times), events, np.zeros(0)
+        self.times = np.array(increasing(self.name, "times", times))
+        self.most, self.constants = events, np.zeros(0)
         self.start = _whole(prey=initial[0], predators=initial[1])
         self.observables = self.observe("time")
 
@@ -202,7 +204,7 @@ class SIRJump(JumpSimulator):
             raise ConfigError(f"{infected} of a population of {population} cannot be infected")
         rates = {"beta": LogNormal(math.log(0.4), 0.5), "gamma": LogNormal(math.log(0.125), 0.2)}
         self.prior = chosen_prior(prior, IndependentPrior(rates, dict.fromkeys(rates, "1/day")), 0.0)
-        self.times, self.most = checked_times(times), 2 * population + 1
+        self.times, self.most = np.array(increasing(self.name, "times", times)), 2 * population + 1
         self.start = _whole(susceptible=population - infected, infected=infected)
         self.constants = np.array([1 / population])
         self.observables = self.observe("time (day)")

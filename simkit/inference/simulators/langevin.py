@@ -82,7 +82,7 @@ class LangevinParticle(Simulator):
         self._quantities = Quantities(self.name, KNOWN, PRIOR if prior is None else prior, fixed)
         self.prior = self._quantities.prior
         positive(self.name, mass=mass, timestep=timestep)
-        self.times = increasing(self.name, "times", np.arange(1, 101) * 0.2 if times is None else times, least=0.0)
+        self.times = increasing(self.name, "times", np.arange(1, 101) * 0.2 if times is None else times, exclusive=True)
         self._scheme = integrators.get(scheme)
         if not self._scheme.stochastic:
             raise ConfigError(f"{self.name} needs a scheme with noise, such as 'baoab'; found {scheme!r}")

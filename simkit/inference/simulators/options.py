@@ -1,14 +1,14 @@
-"""Options that several ready simulators take: another prior, and the times of observations."""
+"""The option that several ready simulators take: another prior."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from simkit.errors import ConfigError
-from simkit.inference.priors import Array, Prior, prior_from
+from simkit.inference.priors import Prior, prior_from
 
 
 def chosen_prior(given: Prior | Mapping[str, Any] | None, default: Prior, lowest: float = -np.inf) -> Prior:
@@ -35,15 +35,3 @@ def chosen_prior(given: Prior | Mapping[str, Any] | None, default: Prior, lowest
             f"{name} must not be less than {lowest:g}; choose a prior whose support begins there or later"
         )
     return prior
-
-
-def checked_times(times: Sequence[float]) -> Array:
-    """Return times [T] of observations.
-
-    Raises:
-        ConfigError: if there are none, or they do not increase from 0 or later.
-    """
-    values = np.array(times, dtype=np.float64)
-    if values.size == 0 or not np.isfinite(values).all() or values[0] < 0 or (np.diff(values) <= 0).any():
-        raise ConfigError(f"the times of observations must be finite, not negative and increasing; found {list(times)}")
-    return values

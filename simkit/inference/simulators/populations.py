@@ -16,8 +16,8 @@ from simkit.inference.simulator import Observable, Seeds
 from simkit.inference.simulators.compiled import run
 from simkit.inference.simulators.differential import DifferentialSimulator
 from simkit.inference.simulators.draws import binomial, fine_uniforms, normals
-from simkit.inference.simulators.options import checked_times, chosen_prior
-from simkit.inference.simulators.quantities import positive
+from simkit.inference.simulators.options import chosen_prior
+from simkit.inference.simulators.quantities import increasing, positive
 
 _LOWEST, _HIGHEST = 1e-10, 1e4
 """Populations of predators and prey beyond which the benchmark takes these."""
@@ -79,9 +79,9 @@ class LotkaVolterra(DifferentialSimulator):
         rate, contact = LogNormal(-0.125, 0.5), LogNormal(-3.0, 0.5)
         default = IndependentPrior({"alpha": rate, "beta": contact, "gamma": rate, "delta": contact})
         self.prior = chosen_prior(prior, default, 0.0)
-        self.times, self.timestep, self.constants = checked_times(times), timestep, np.zeros(0)
+        axis = increasing(self.name, "times", times)
+        self.times, self.timestep, self.constants = np.array(axis), timestep, np.zeros(0)
         self.start, self.noise = np.array(initial, dtype=np.float64), noise
-        axis = tuple(self.times.tolist())
         self.observables = tuple(
             Observable(name, (len(axis),), kind="series", axis=axis, axis_label="time")
             for name in ("prey", "predators")
@@ -151,9 +151,9 @@ class SIR(DifferentialSimulator):
         rates = {"beta": LogNormal(math.log(0.4), 0.5), "gamma": LogNormal(math.log(0.125), 0.2)}
         default = IndependentPrior(rates, dict.fromkeys(rates, "1/day"))
         self.prior = chosen_prior(prior, default, 0.0)
-        self.times, self.timestep, self.constants = checked_times(times), timestep, np.array([1 / population])
+        axis = increasing(self.name, "times", times)
+        self.times, self.timestep, self.constants = np.array(axis), timestep, np.array([1 / population])
         self.population, self.infected, self.tests = population, infected, tests
-        axis = tuple(self.times.tolist())
         self.observables = (Observable("infected", (len(axis),), kind="series", axis=axis, axis_label="time (day)"),)
 
     def settings(self) -> dict[str, Any]:

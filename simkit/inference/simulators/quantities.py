@@ -149,18 +149,20 @@ def positive(owner: str, **values: float) -> None:
             raise ConfigError(f"{owner}: {name} must be a positive number; found {value!r}")
 
 
-def increasing(owner: str, name: str, values: Any, *, least: float) -> tuple[float, ...]:
+def increasing(owner: str, name: str, values: Any, *, least: float = 0.0, exclusive: bool = False) -> tuple[float, ...]:
     """Return times or the like as a tuple.
 
     Raises:
-        ConfigError: if they are not finite, increasing and above ``least``.
+        ConfigError: if they are not finite and increasing, or the first is below ``least``, or at it where that is ``exclusive``.
     """
     array = np.asarray(values, dtype=np.float64)
+    before = least if exclusive else np.nextafter(least, -np.inf)
     if (
         array.ndim != 1
         or not len(array)
         or not np.isfinite(array).all()
-        or not (np.diff(array, prepend=least) > 0).all()
+        or not (np.diff(array, prepend=before) > 0).all()
     ):
-        raise ConfigError(f"{owner}: {name} must be increasing numbers above {least:g}; found {array.tolist()}")
+        bound = f"{'above' if exclusive else 'not below'} {least:g}"
+        raise ConfigError(f"{owner}: {name} must be increasing numbers {bound}; found {array.tolist()}")
     return tuple(array.tolist())

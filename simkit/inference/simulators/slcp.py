@@ -12,10 +12,9 @@ from numba import njit
 from torch import Tensor
 
 from simkit.inference.priors import LOG_2PI, Array, IndependentPrior, Uniform
-from simkit.inference.simulator import Observable, Seeds
+from simkit.inference.simulator import Observable, Seeds, Simulator
 from simkit.inference.simulators.compiled import run
 from simkit.inference.simulators.draws import normals, uniforms
-from simkit.inference.simulators.tractable import TractableSimulator
 
 _POINTS = 4
 _JITTER = 1e-6  # added to variances by the benchmark's code, so that the covariance can always be factored
@@ -75,7 +74,7 @@ def _log_likelihood(theta: Tensor, points: Tensor) -> Tensor:
     return -0.5 * (n.square() + m.square()).sum(-1) - _POINTS * (LOG_2PI + spread.log() + rest.log())
 
 
-class SLCP(TractableSimulator):
+class SLCP(Simulator):
     """SLCP: four points of a normal distribution, five parameters, a posterior of four modes (Papamakarios et al. 2019; sbibm).
 
     The mean is (theta_1, theta_2), the standard deviations are theta_3^2 and theta_4^2, the correlation is tanh theta_5; theta is uniform
@@ -95,7 +94,7 @@ class SLCP(TractableSimulator):
         return _log_likelihood(theta, x)
 
 
-class SLCPDistractors(TractableSimulator):
+class SLCPDistractors(Simulator):
     """SLCP among distractors: its eight values and 92 that say nothing of the parameters, in a fixed random order (sbibm).
 
     The others are drawn from a mixture of 20 Student t distributions of two degrees of freedom. Lueckmann et al., AISTATS (2021),

@@ -82,7 +82,7 @@ class SystemSimulator(Simulator):
         self._observed = [self._state.index(name) for name in observed]
         self._quantities = Quantities(self.name, self._known(observed, fixed or {}), self.prior, fixed)
         first = float(times[0]) if initial_time is None and len(times) else float(initial_time or 0.0)
-        self.times = increasing(self.name, "times", times, least=np.nextafter(first, -np.inf))
+        self.times = increasing(self.name, "times", times, least=first)
         self.initial_time, self.method, self.timestep = first, method, timestep
         if method not in METHODS:
             raise ConfigError(f"unknown method {method!r}{nearest(method, METHODS)}")

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from simkit.inference.priors import LOG_2PI, Array, IndependentPrior, Uniform
-from simkit.inference.simulator import Observable, Seeds
+from simkit.inference.simulator import Observable, Seeds, Simulator
 from simkit.inference.simulators.compiled import run
 from simkit.inference.simulators.draws import normals, uniforms
-from simkit.inference.simulators.tractable import TractableSimulator
 
 _ROOT_HALF = math.sqrt(0.5)
 _RADIUS, _SPREAD, _OFFSET = 0.1, 0.01, 0.25
@@ -25,7 +24,7 @@ def _two_moons(theta: Any, k0: Any, k1: Any, constants: Any, out: Any) -> None: 
     out[1] = radius * math.sin(angle) + (theta[1] - theta[0]) * _ROOT_HALF
 
 
-class TwoMoons(TractableSimulator):
+class TwoMoons(Simulator):
     """Two moons: two parameters with a posterior of two crescents (Greenberg et al. 2019; sbibm).
 
     x = (r cos a + 1/4, r sin a) + (-|theta_1 + theta_2|, -theta_1 + theta_2)/sqrt(2) with a uniform from -pi/2 to pi/2 and r normal of mean
