@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import functools
 import math
 import os
@@ -19,7 +20,7 @@ from simkit.errors import DataError
 from simkit.inference.direct import DirectEstimator
 from simkit.inference.estimator import Estimator, NetworkOptions
 from simkit.inference.estimators import ESTIMATORS
-from simkit.inference.learning import LearningOptions, train_members
+from simkit.inference.learning import SMALL, LearningOptions, train_members
 from simkit.inference.neural import NeuralPosterior
 from simkit.inference.priors import Array, IndependentPrior, Normal
 from simkit.inference.simulator import Observable
@@ -124,6 +125,27 @@ def test_seeds_and_global_random_numbers(name: str) -> None:
     assert not torch.equal(weights[0][0], weights[2][0])
     np.testing.assert_array_equal(drawn[0], drawn[1])
     assert not np.array_equal(drawn[0], drawn[2])
+
+
+@pytest.mark.parametrize(("count", "epochs"), [(60, 12), (400, 2)])
+def test_the_likelier_of_two_networks_is_kept(count: int, epochs: int, tmp_path: Path) -> None:
+    options = BRIEF.model_copy(update={"network": None, "members": 2, "max_epochs": epochs, "batch_size": 20})
+    members, _ = train_members("npe", *pairs(count), (Observable("x", (4,)),), options, seed=3, folder=tmp_path)
+    tried = {NetworkOptions(): "member-0", SMALL: "member-0-small"}
+    losses = {
+        network: min(
+            float(row["valid_loss"]) for row in csv.DictReader((tmp_path / place / "log.csv").read_text().splitlines())
+        )
+        for network, place in tried.items()
+    }
+    assert [member.options for member in members] == [min(losses, key=lambda network: losses[network])] * 2
+
+
+def test_networks_that_were_asked_for_have_no_rival(tmp_path: Path) -> None:
+    options = BRIEF.model_copy(update={"max_epochs": 1})
+    (member,), _ = train_members("npe", *pairs(60), (Observable("x", (4,)),), options, folder=tmp_path)
+    assert member.options == options.network
+    assert [path.name for path in tmp_path.iterdir()] == ["member-0"]
 
 
 @pytest.mark.parametrize("name", ["npe", "fmpe", "nre"])

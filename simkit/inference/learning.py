@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from simkit.config import Options
 from simkit.errors import ConfigError, DataError
-from simkit.inference.direct import DirectEstimator
+from simkit.inference.direct import DirectEstimator, PosteriorFlow
 from simkit.inference.estimator import Estimator, NetworkOptions
 from simkit.inference.estimators import ESTIMATORS
 from simkit.inference.priors import Array
@@ -26,12 +26,19 @@ from simkit.training.options import TrainingOptions
 FEWEST = 20
 """Simulations that gave finite outputs, below which no network is trained."""
 DIRECT_MEMBERS = 3
+SMALL, SMALL_DECAY = NetworkOptions(hidden=32, transforms=2), 1.0
+"""Of the network that is tried beside the default one, which may be large enough to learn the noise of few simulations."""
 
 
 class LearningOptions(Options):
     """How estimators are trained."""
 
-    network: NetworkOptions = Field(default_factory=NetworkOptions)
+    network: NetworkOptions | None = Field(
+        None,
+        description="where not given, npe of numbers also tries a small network whose weights decay, and keeps what is likelier on "
+        "simulations that neither was trained on",
+    )
+    weight_decay: float = Field(0.0, ge=0)
     members: int | None = Field(
         None,
         ge=1,
@@ -87,6 +94,20 @@ class EstimatorObjective:
         return model.losses(batch.u, batch.features).mean(), {}
 
 
+@dataclass(frozen=True)
+class _Member:
+    """A trained network, how it was trained, and what it was validated on."""
+
+    plan: LearningOptions
+    estimator: Estimator
+    result: FitResult
+    held_out: Pairs
+
+    def loss(self) -> float:
+        """Return the least loss on the simulations that were held out."""
+        return min(float(row["valid_loss"]) for row in self.result.rows)
+
+
 def train_members(
     name: str,
     z: Array,
@@ -114,18 +135,25 @@ def train_members(
         raise DataError(
             f"only {len(z)} simulations gave finite outputs, and at least {FEWEST} are needed; simulate more, or find out why they fail"
         )
-    members, results, held_out = [], [], []
     with tempfile.TemporaryDirectory() as scratch:
-        for member in range(count_members(name, options)):
-            estimator = ESTIMATORS[name](z.shape[1], observables, options.network, seed * 1009 + member, bounded)
-            pairs, valid = _divided(estimator, z, x, options, seed)
-            results.append(_train(estimator, pairs, valid, options, Path(folder or scratch) / f"member-{member}"))
-            members.append(estimator)
-            held_out.append(valid)
-    direct = [member for member in members if isinstance(member, DirectEstimator)]
+
+        def train(plan: LearningOptions, member: int, place: str) -> _Member:
+            network = plan.network or NetworkOptions()
+            estimator = ESTIMATORS[name](z.shape[1], observables, network, seed * 1009 + member, bounded)
+            pairs, valid = _divided(estimator, z, x, plan, seed)
+            return _Member(
+                plan, estimator, _train(estimator, pairs, valid, plan, Path(folder or scratch) / place), valid
+            )
+
+        first = train(options, 0, "member-0")
+        if name == PosteriorFlow.name and options.network is None and all(o.kind == "vector" for o in observables):
+            small = options.model_copy(update={"network": SMALL, "weight_decay": SMALL_DECAY})
+            first = min(first, train(small, 0, "member-0-small"), key=_Member.loss)
+        members = [first] + [train(first.plan, k, f"member-{k}") for k in range(1, count_members(name, options))]
+    direct = [m.estimator for m in members if isinstance(m.estimator, DirectEstimator)]
     if direct:
-        choose_widths(direct, [pairs.u for pairs in held_out], [pairs.features for pairs in held_out])
-    return members, results
+        choose_widths(direct, [m.held_out.u for m in members], [m.held_out.features for m in members])
+    return [m.estimator for m in members], [m.result for m in members]
 
 
 def count_members(name: str, options: LearningOptions) -> int:
@@ -147,6 +175,7 @@ def _train(estimator: Estimator, train: Pairs, valid: Pairs, options: LearningOp
         epochs=options.max_epochs,
         batch_size=min(options.batch_size or min(max((len(train) + len(valid)) // 20, 100), 500), len(train)),
         learning_rate=options.learning_rate,
+        weight_decay=options.weight_decay,
         schedule="plateau",
         plateau_patience=max(1, options.patience // 2),
         early_stopping=options.patience,
