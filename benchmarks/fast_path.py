@@ -6,13 +6,15 @@
 - sizes: energies and forces of periodic silicon, 64 to 32,768 atoms, random weights at the published sizes, float32; the time beside
   that of the reference path, and the memory that the fast path keeps.
 - batches: 1 to 4,096 molecules of ethanol in one call.
-- errors: each model file on the frames it is for (rMD17 ethanol test set, mlearn silicon): the largest differences of forces from the
-  reference path in float64, of the fast path in float32 and float64 and of the reference path in float32.
+- errors: each model file on the first test set of every molecule of rMD17 and on mlearn silicon, where it knows the elements: the
+  largest differences of forces from the reference path in float64, of the fast path in float32 and float64 and of the reference
+  path in float32.
 - drift: 100 ps of ethanol at constant energy with each model file that knows its elements, by the fast path.
 """
 
 import argparse
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from ase.io import read
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
-from systems import ethanol_frames, median_ms
+from systems import median_ms, rmd17_frames
 
 import simkit
 from simkit import plotting
@@ -71,14 +73,17 @@ def costs(kind: str) -> list[dict[str, Any]]:
     return rows
 
 
-def frames_for(potential: Potential) -> tuple[str, list[Atoms]]:
-    """The frames that a model is for."""
+def test_sets(potential: Potential) -> Iterator[tuple[str, list[Atoms]]]:
+    """Give the test sets, by name, whose elements a model knows."""
     folder = data_dir()
     if folder is None:
         raise SystemExit("set SIMKIT_DATA_DIR to the folder that holds rmd17 and mlearn")
-    if potential.elements == [14]:
-        return "mlearn Si", read(folder / "mlearn" / "Si.xyz.gz", ":")
-    return "rMD17 ethanol", ethanol_frames(str(folder / "rmd17" / "rmd17_ethanol_test_01.npz"), 1000)
+    if 14 in potential.elements:
+        yield "mlearn Si", read(folder / "mlearn" / "Si.xyz.gz", ":")
+    for path in sorted((folder / "rmd17").glob("*_test_01.npz")):
+        frames = rmd17_frames(path, 1000)
+        if set(frames[0].numbers) <= set(potential.elements):
+            yield f"rMD17 {path.name.split('_')[1]}", frames
 
 
 def errors(paths: list[Path]) -> list[dict[str, Any]]:
@@ -87,21 +92,19 @@ def errors(paths: list[Path]) -> list[dict[str, Any]]:
     for path in paths:
         models = {dtype: simkit.potentials.load(path).cast(dtype).eval() for dtype in (torch.float32, torch.float64)}
         single, double = models[torch.float32], models[torch.float64]
-        name, frames = frames_for(double)
         calls = {"fast float32": single.fast(), "fast float64": double.fast(), "reference float32": single}
-        largest, strongest = dict.fromkeys(calls, 0.0), 0.0
-        for first in range(0, len(frames), 20):
-            graph = AtomGraph.from_ase(frames[first : first + 20], double.cutoff)
-            exact = double(graph, OUTPUTS)["forces"]
-            strongest = max(strongest, float(exact.abs().max()))
-            for label, call in calls.items():
-                largest[label] = max(
-                    largest[label], float((call(graph, OUTPUTS)["forces"].double() - exact).abs().max())
-                )
-        rows.append(
-            {"model": single.architecture, "frames": name, "count": len(frames), "strongest": strongest} | largest
-        )
-        print(json.dumps(rows[-1]), flush=True)
+        for name, frames in test_sets(double):
+            largest, strongest = dict.fromkeys(calls, 0.0), 0.0
+            for first in range(0, len(frames), 20):
+                graph = AtomGraph.from_ase(frames[first : first + 20], double.cutoff)
+                exact = double(graph, OUTPUTS)["forces"]
+                strongest = max(strongest, float(exact.abs().max()))
+                for label, call in calls.items():
+                    difference = (call(graph, OUTPUTS)["forces"].double() - exact).abs().max()
+                    largest[label] = max(largest[label], float(difference))
+            row = {"model": single.architecture, "frames": name, "count": len(frames), "strongest": strongest}
+            rows.append(row | largest)
+            print(json.dumps(rows[-1]), flush=True)
     return rows
 
 

@@ -3,6 +3,7 @@
 import resource
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,17 @@ def median_ms(function: Callable[[], Any], *, budget_s: float = 5.0, most: int =
     return 1e3 * float(np.median(times))
 
 
+def best_of(run: Callable[[], Any], seconds: float, clock: Callable[[], float]) -> tuple[float, Any]:
+    """Return the shortest time of a run, repeated for a while but at least once, and what it returned."""
+    best, end = np.inf, clock() + seconds
+    while True:
+        start = clock()
+        found = run()
+        best = min(best, clock() - start)
+        if clock() > end:
+            return best, found
+
+
 def ase_step_ms(atoms: Atoms, calculator: Any) -> float:
     """Median time of an MD-like step through ASE: every atom moves by about 1e-3 angstrom, then forces and energy."""
     atoms = atoms.copy()
@@ -56,8 +68,8 @@ def qm9_molecules(path: str, count: int = 100) -> list[Atoms]:
     return [Atoms(numbers[ptr[k] : ptr[k + 1]], positions[ptr[k] : ptr[k + 1]]) for k in chosen]
 
 
-def ethanol_frames(path: str, count: int = 10) -> list[Atoms]:
-    """Return the first rMD17 ethanol frames."""
+def rmd17_frames(path: str | Path, count: int = 10) -> list[Atoms]:
+    """Return the first frames of a file of rMD17."""
     with np.load(path) as data:
         numbers, frames = data["nuclear_charges"], data["coords"][:count]
     return [Atoms(numbers, frame) for frame in frames]
@@ -67,7 +79,7 @@ def training_batches(data: str) -> dict[str, tuple[list[Atoms], bool]]:
     """Return the training batches by name, with whether forces are trained; ``data`` is the folder of QM9 and rMD17."""
     return {
         "qm9 x100, energy": (qm9_molecules(f"{data}/qm9/qm9.npz"), False),
-        "ethanol x10, forces": (ethanol_frames(f"{data}/rmd17/rmd17_ethanol_train_01.npz"), True),
+        "ethanol x10, forces": (rmd17_frames(f"{data}/rmd17/rmd17_ethanol_train_01.npz"), True),
     }
 
 

@@ -142,6 +142,7 @@ def from_header(header: Mapping[str, Any], *, elements: Sequence[int] | None = N
         KeyError: if the header lacks something.
         ConfigError: if it holds an unknown name or value.
     """
+    older = architecture(header["architecture"])[1].IN_OLDER_FILES
     return build(
         header["architecture"],
         cutoff=header["cutoff"],
@@ -152,7 +153,7 @@ def from_header(header: Mapping[str, Any], *, elements: Sequence[int] | None = N
         dtype=header["dtype"],
         seed=seed,
         info=header["info"],
-        **header["options"],
+        **(dict(older) | header["options"]),
     )
 
 

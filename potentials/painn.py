@@ -3,7 +3,8 @@
 Schuett, Unke & Gastegger, "Equivariant message passing for the prediction of tensorial properties and molecular spectra", ICML 2021.
 """
 
-from typing import Literal, cast
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from pydantic import Field
@@ -13,6 +14,7 @@ from simkit.config import Options
 from simkit.fast.painn import FusedPaiNN
 from simkit.fast.workspace import Workspace
 from simkit.graph import one_direction
+from simkit.initialization import glorot_linear, glorot_orthogonal_
 from simkit.kernels.orders import Derivatives, wanted_derivatives
 from simkit.kernels.perceptron import layer_weights
 from simkit.kernels.vector_message import vector_message
@@ -25,16 +27,16 @@ from simkit.radial import CutoffName, GaussianBasis, SineBasis, make_cutoff
 class PaiNNOptions(Options):
     """Options of PaiNN; the defaults are the published size.
 
-    The published cutoff function is "cosine"; the default is its neighbour with a continuous second derivative.
+    The published cutoff function is "cosine"; the default is its neighbour with a continuous second derivative. The published functions of
+    distance are "sine", sin(n pi r / rc) / r; the default is Gaussians, as in the authors' own code, which learn more from few frames.
     """
 
+    IN_OLDER_FILES: ClassVar[Mapping[str, Any]] = {"radial": "sine"}
     channels: int = Field(128, ge=2)
     layers: int = Field(3, ge=1)
     basis: int = Field(20, ge=1)
     cutoff_function: CutoffName = "polynomial"
-    radial: Literal["sine", "gaussian"] = Field(
-        "sine", description='the published functions of distance, sin(n pi r / rc) / r, or "gaussian" ones'
-    )
+    radial: Literal["gaussian", "sine"] = Field("gaussian", description="functions of distance")
 
 
 class Filters(nn.Linear):
@@ -42,7 +44,10 @@ class Filters(nn.Linear):
 
     def __init__(self, basis: int, out_channels: int, *, sine: bool) -> None:
         super().__init__(basis, out_channels)
-        if sine:
+        if not sine:
+            glorot_orthogonal_(self.weight)
+            nn.init.zeros_(self.bias)
+        else:
             # sin(n pi r / rc) is n times as steep: with equal weights the filters, and the forces with them, would start rough,
             # and a few hundred frames do not smooth them.
             with torch.no_grad():
@@ -62,7 +67,7 @@ class Message(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.net = nn.Sequential(nn.Linear(channels, channels), nn.SiLU(), nn.Linear(channels, 3 * channels))
+        self.net = nn.Sequential(glorot_linear(channels, channels), nn.SiLU(), glorot_linear(channels, 3 * channels))
 
     def forward(
         self,
@@ -88,8 +93,10 @@ class Update(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.channels = channels
-        self.mix = nn.Linear(channels, 2 * channels, bias=False)
-        self.net = nn.Sequential(nn.Linear(2 * channels, channels), nn.SiLU(), nn.Linear(channels, 3 * channels))
+        self.mix = glorot_linear(channels, 2 * channels, bias=False)
+        self.net = nn.Sequential(
+            glorot_linear(2 * channels, channels), nn.SiLU(), glorot_linear(channels, 3 * channels)
+        )
 
     def forward(self, s: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Return the updated scalars [N, C] and vectors [N, 3C]."""

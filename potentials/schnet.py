@@ -15,6 +15,7 @@ from simkit.config import Options
 from simkit.fast.schnet import FusedSchNet
 from simkit.fast.workspace import Workspace
 from simkit.graph import one_direction
+from simkit.initialization import glorot_linear
 from simkit.kernels.activations import ShiftedSoftplus
 from simkit.kernels.filter_bank import evaluate_filters, filter_bank
 from simkit.kernels.filter_message import filter_message
@@ -33,7 +34,7 @@ than float32 rounds them by, and their slopes by 1e-5; forces by 3e-5 of the lar
 
 
 class SchNetOptions(Options):
-    """Options of SchNet; the defaults are the published size.
+    """Options of SchNet; the defaults are the published size, but for the Gaussians: 20 learn more from few frames than 50 do.
 
     "cosine" is the cutoff function of the common implementations; the default is its neighbour with a continuous second derivative.
     """
@@ -41,7 +42,7 @@ class SchNetOptions(Options):
     channels: int = Field(128, ge=2)
     layers: int = Field(6, ge=1)
     filters: int | None = Field(None, ge=1, description="width of the filters; the channels where not given")
-    basis: int = Field(50, ge=2)
+    basis: int = Field(20, ge=2)
     cutoff_function: CutoffName = "polynomial"
 
 
@@ -50,9 +51,13 @@ class Interaction(nn.Module):
 
     def __init__(self, channels: int, filters: int, basis: int) -> None:
         super().__init__()
-        self.filter_net = nn.Sequential(nn.Linear(basis, filters), ShiftedSoftplus(), nn.Linear(filters, filters))
-        self.dense_in = nn.Linear(channels, filters, bias=False)
-        self.dense_out = nn.Sequential(nn.Linear(filters, channels), ShiftedSoftplus(), nn.Linear(channels, channels))
+        self.filter_net = nn.Sequential(
+            glorot_linear(basis, filters), ShiftedSoftplus(), glorot_linear(filters, filters)
+        )
+        self.dense_in = glorot_linear(channels, filters, bias=False)
+        self.dense_out = nn.Sequential(
+            glorot_linear(filters, channels), ShiftedSoftplus(), glorot_linear(channels, channels)
+        )
 
     def forward(self, x: Tensor, convolution: Callable[[Tensor], Tensor]) -> Tensor:
         """Return the update of the features, [N, C]; ``convolution`` [N, F] -> [N, F] is the sum over the neighbors."""

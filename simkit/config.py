@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Iterable, Mapping
 from importlib import import_module
-from typing import Any, TypeVar, get_args
+from typing import Any, ClassVar, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
@@ -18,6 +18,9 @@ class Options(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=False, protected_namespaces=())
+
+    IN_OLDER_FILES: ClassVar[Mapping[str, Any]] = {}
+    """What files mean that were written before an option existed, where that is not its default."""
 
     def to_yaml(self) -> str:
         """Return the options as a recipe with every default written out."""

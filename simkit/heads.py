@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from simkit.initialization import glorot_linear
+
 
 class Features(NamedTuple):
     """What a representation says of ``N`` atoms, and where they belong.
@@ -34,7 +36,7 @@ class EnergyHead(nn.Module):
 
     def __init__(self, channels: int, activation: nn.Module) -> None:
         super().__init__()
-        self.net = nn.Sequential(nn.Linear(channels, channels // 2), activation, nn.Linear(channels // 2, 1))
+        self.net = nn.Sequential(glorot_linear(channels, channels // 2), activation, glorot_linear(channels // 2, 1))
 
     def forward(self, features: Features) -> Tensor:
         """Return atomic energies, [N]."""

@@ -58,7 +58,7 @@ def test_header(path: Path) -> None:
         "format": "simkit-potential",
         "version": 1,
         "architecture": "painn",
-        "options": {"channels": 8, "layers": 1, "basis": 20, "cutoff_function": "polynomial", "radial": "sine"},
+        "options": {"channels": 8, "layers": 1, "basis": 20, "cutoff_function": "polynomial", "radial": "gaussian"},
         "cutoff": 4.0,
         "elements": [1, 8],
         "outputs": ["energy", "dipole"],
@@ -67,6 +67,14 @@ def test_header(path: Path) -> None:
         "units": {"energy": "eV", "length": "angstrom", "charge": "e"},
         "info": {"level_of_theory": "PBE", "data_hash": "ab12"},
     }
+
+
+def test_painn_without_radial_in_its_header_has_sines(path: Path) -> None:
+    def older(header: dict[str, Any]) -> None:
+        del header["options"]["radial"]
+
+    rewrite(path, older)
+    assert simkit.load(path).options["radial"] == "sine"
 
 
 def test_everything_comes_back(tmp_path: Path) -> None:

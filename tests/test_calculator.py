@@ -48,7 +48,7 @@ def with_calculator(atoms: Atoms, **options: Any) -> Atoms:
     return atoms
 
 
-def forces_by_differences(atoms: Atoms, step: float = 1e-4) -> np.ndarray:
+def forces_by_differences(atoms: Atoms, step: float = 3e-5) -> np.ndarray:
     forces = np.zeros((len(atoms), 3))
     for i, k in np.ndindex(*forces.shape):
         for sign in (1, -1):

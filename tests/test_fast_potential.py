@@ -53,7 +53,7 @@ def nonlinear(architecture: str, dtype: str) -> Potential:
     potential = model(architecture, dtype=dtype, channels=24)
     with torch.no_grad():
         for weight in potential.parameters():
-            weight.mul_(1.5)
+            weight.mul_(1.3)
     return potential
 
 
