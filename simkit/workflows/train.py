@@ -104,7 +104,7 @@ def train_potential(
         recipe.training,
         folder,
         resume=resuming,
-        identity=_identity(recipe, data),
+        identity=_identity(recipe, data, potential),
         on_epoch=epoch_printer(recipe.training.epochs, echo, _errors),
     )
     potential.to("cpu")
@@ -183,11 +183,12 @@ def _describe(potential: Potential, recipe: Recipe, data: TrainingData, result: 
         potential.info["replay"] = replayed
 
 
-def _identity(recipe: Recipe, data: TrainingData) -> str:
+def _identity(recipe: Recipe, data: TrainingData, potential: Potential) -> str:
     """Hash of all that must stay the same for a resumed run to be the same run; time limits and the device may change."""
     free = {"training": {"max_minutes", "checkpoint_minutes", "device", "tensorboard"}, "start": {"model"}}
     content: dict[str, Any] = {
         "recipe": recipe.model_dump(mode="json", exclude=free),
+        "options": potential.options,  # of which the recipe may leave some to defaults
         "data": data.data_hash,
         "split": data.splits.hash,
         "version": version("simkit"),
