@@ -125,7 +125,9 @@ def test_the_rounding_of_large_atomic_energies_is_no_error(architecture: str) ->
     fast(graph(ethanol()))
     assert fast.reason == ""
     assert fast.last is not None
-    assert fast.last.energy_limit == pytest.approx(ENERGY_TOLERANCE[torch.float32] * float(potential.scale) * 100_000, rel=0.01)
+    assert fast.last.energy_limit == pytest.approx(
+        ENERGY_TOLERANCE[torch.float32] * float(potential.scale) * 100_000, rel=0.01
+    )
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

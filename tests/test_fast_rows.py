@@ -15,8 +15,8 @@ from fast_cases import (
     narrow,
     silicon,
     slab,
-    threads,
 )
+from global_settings import threads
 from hypothesis import given
 from hypothesis import strategies as st
 

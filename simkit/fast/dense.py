@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import cast
 
 import numpy as np
@@ -51,7 +52,10 @@ class Perceptron:
         shape = (x.shape[0], self.width)
         value, hidden = self.workspace.get(self.name, shape, self.real), self.workspace.get("hidden", shape, self.real)
         torch.addmm(self.b1, x, self.w1_t, out=hidden.tensor)
-        if self.silu:
+        if self.workspace.on_gpu:
+            self.slope = _activate(self.silu, hidden.tensor, value.tensor)
+            hidden = value
+        elif self.silu:
             torch.sigmoid(hidden.tensor, out=value.tensor)
             _silu(task_count(max(1, hidden.flat.size // ELEMENTS)), hidden.flat, value.flat)
             self.slope = value.tensor
@@ -73,6 +77,16 @@ class Perceptron:
             torch.addmm(out, hidden, self.w1, out=out)
         else:
             torch.mm(hidden, self.w1, out=out)
+
+
+def _activate(silu: bool, x: Tensor, out: Tensor) -> Tensor:
+    """Write the activation of x on any device, and return its derivative."""
+    s = torch.sigmoid(x)
+    if silu:
+        torch.mul(x, s, out=out)
+        return torch.addcmul(s, out, 1 - s)
+    torch.sub(nn.functional.softplus(x, threshold=40.0), math.log(2.0), out=out)
+    return s
 
 
 @compile_blocks

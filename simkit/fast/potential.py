@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from simkit.errors import ConfigError, GeometryError
+from simkit.errors import ConfigError, DeviceError, GeometryError
 from simkit.fast.compilation import Compilation, CompilationError
 from simkit.fast.compiled import CompiledNetwork, TooFewEdgesError
 from simkit.fast.dense import Perceptron
-from simkit.fast.rows import Rows, UnorderedEdgesError
+from simkit.fast.devices import first_line, on_gpu, rows_on, two_atoms, workspace_on
+from simkit.fast.rows import EdgeRows, UnorderedEdgesError
 from simkit.fast.tables import HermiteTables
 from simkit.fast.workspace import REALS, Buffer, Workspace
 from simkit.graph import AtomGraph
@@ -41,11 +42,12 @@ class Engine(Protocol):
     """A representation without autograd."""
 
     tables: HermiteTables
+    channels: int
 
-    def forward(self, species: Tensor, rows: Rows) -> Tensor:
+    def forward(self, species: Tensor, rows: EdgeRows) -> Tensor:
         """Return the scalars [N, C]."""
 
-    def backward(self, g: Buffer, rows: Rows) -> None:
+    def backward(self, g: Buffer, rows: EdgeRows) -> None:
         """Add to the gradients of the rows what follows from those of the scalars [N, C]."""
 
 
@@ -93,10 +95,11 @@ class Comparison:
 class FastPotential:
     """A potential that takes graphs and returns what `Potential` returns, faster.
 
-    Energies, forces and stresses of SchNet and PaiNN on a CPU come from kernels with tabulated filters and a backward pass written by
-    hand. The network of most other architectures can be compiled (`compile`), once for all models that differ in their weights alone,
-    and is used wherever it was when the first structure came. Compiled networks gain most where there are few edges; an architecture
-    says up to how many they are used (`Representation.compiled_edges`). Everything else comes from the potential itself.
+    Energies, forces and stresses of SchNet and PaiNN come from kernels with tabulated filters and a backward pass written by hand, on a
+    CPU and on a GPU. The network of most other architectures can be compiled (`compile`) for a CPU, once for all models that differ in
+    their weights alone, and is used wherever it was when the first structure came. Compiled networks gain most where there are few
+    edges; an architecture says up to how many they are used (`Representation.compiled_edges`). Everything else comes from the potential
+    itself.
 
     On the first call and then every `CHECK_EVERY` calls the fast path is compared, for the structures at hand, with the potential in
     float64, whose own rounding is not in the way. If forces or energies differ by more than `FORCE_TOLERANCE` or `ENERGY_TOLERANCE`,
@@ -131,6 +134,8 @@ class FastPotential:
         self.offset: Tensor = potential.reference + potential.shift
         if potential.anchored:
             self.offset = potential.reference - potential.scale * self._alone()
+        if self.workspace.on_gpu:
+            self._rehearse()
 
     def _choose(self) -> str:
         """Take kernels, or else compiled networks; return why the reference is used alone for now, or nothing."""
@@ -138,22 +143,38 @@ class FastPotential:
         head = potential.heads["energy"]
         if isinstance(head, EnergyHead) and Perceptron.takes(head.net):
             try:
+                self.workspace = workspace_on(potential.device)
                 self.engine = potential.representation.fused(potential.cutoff, self.workspace)
             except ConfigError as error:
                 return str(error)
+            except DeviceError as error:
+                self._give_up(str(error))
+                return self.reason
             if self.engine is not None:
                 self.head = Perceptron(head.net, self.workspace, "head")
                 return ""
+        if on_gpu(potential.device):
+            return f"{potential.architecture} has no fast path on a GPU yet"
         if not potential.representation.compiled_edges:
             return f"{potential.architecture} has no fast path yet"
         self.compilation = Compilation(potential)
         return NOT_COMPILED
 
+    def _rehearse(self) -> None:
+        """Compile the kernels for a GPU, which may fail in many ways, and wait for what they do."""
+        potential = self.potential
+        try:
+            with torch.inference_mode(False), torch.no_grad():
+                pair = two_atoms(potential.elements[0], potential.cutoff, potential.device)
+                self._evaluate(None, pair, GIVEN)["forces"].cpu()
+        except Exception as error:  # noqa: BLE001 - of compiler, driver or device: the reference path must go on
+            self._give_up(f"the kernels of the fast path do not run on this GPU ({first_line(error)})")
+
     def _unsuitable(self) -> str:
         """Why there can be no fast path, or nothing."""
         potential = self.potential
-        if potential.device.type != "cpu":
-            return "there is no fast path on a GPU yet"
+        if potential.device.type not in ("cpu", "cuda"):
+            return f"there is no fast path on {potential.device}"
         if potential.dtype not in REALS:
             return f"there is no fast path in {potential.dtype}"
         if "energy" not in potential.heads:
@@ -175,13 +196,14 @@ class FastPotential:
         if others := [name for name in outputs if name not in GIVEN]:
             given = [name for name in outputs if name in GIVEN]
             return self.potential(graph, others) | (self(graph, given) if given else {})
+        network = None
         if self.compilation is not None:
-            if graph.edge_index.shape[1] > self.potential.representation.compiled_edges:
-                return self.potential(graph, outputs)
-            if not self._is_compiled(graph.z):
+            if graph.edge_index.shape[1] <= self.potential.representation.compiled_edges:
+                network = self._network(graph.z)
+            if network is None:
                 return self.potential(graph, outputs)
         try:
-            found = self.evaluate(graph, outputs)
+            found = self._evaluate(network, graph, outputs)
         except UnorderedEdgesError:
             return self.potential(graph, outputs)
         self.calls += 1
@@ -213,18 +235,18 @@ class FastPotential:
 
     def is_ready(self, z: Tensor) -> bool:
         """Whether there is a fast path for atomic numbers [N] int64."""
-        return self.engine is not None or (self.compilation is not None and self._is_compiled(z))
+        return self.engine is not None or (self.compilation is not None and self._network(z) is not None)
 
-    def _is_compiled(self, z: Tensor) -> bool:
-        """Whether there is a compiled network; the fast path is given up if it cannot be loaded."""
+    def _network(self, z: Tensor) -> CompiledNetwork | None:
+        """The compiled network, if there is one; the fast path is given up if it cannot be loaded."""
         compilation = cast(Compilation, self.compilation)
         try:
-            found = compilation.network(self._species_of(z)) is not None
+            network = compilation.network(self._species_of(z))
         except CompilationError as error:
             self._give_up(str(error))
-            return False
-        self.reason = "" if found else NOT_COMPILED
-        return found
+            return None
+        self.reason = NOT_COMPILED if network is None else ""
+        return network
 
     def _give_up(self, reason: str) -> None:
         self.reason, self.engine, self.compilation = reason, None, None
@@ -274,13 +296,17 @@ class FastPotential:
             ElementError, GeometryError: as `Potential.forward`.
             UnorderedEdgesError: if edges are not as those of `AtomGraph`.
         """
-        species = self._species_of(graph.z)
-        network = None if self.compilation is None else self.compilation.network(species)
+        network = None if self.compilation is None else self.compilation.network(self._species_of(graph.z))
         if self.engine is None and network is None:
             raise ConfigError(f"there is no fast path: {self.reason}")
+        return self._evaluate(network, graph, outputs)
+
+    def _evaluate(self, network: CompiledNetwork | None, graph: AtomGraph, outputs: Sequence[str]) -> dict[str, Tensor]:
+        species = self._species_of(graph.z)
         if network is not None:
             return self._compiled(network, graph, species, outputs)
-        return self._fused(cast(Engine, self.engine), graph, species, outputs)
+        with self.workspace.active():
+            return self._fused(cast(Engine, self.engine), graph, species, outputs)
 
     def _compiled(
         self, network: CompiledNetwork, graph: AtomGraph, species: Tensor, outputs: Sequence[str]
@@ -298,8 +324,8 @@ class FastPotential:
         return {name: result[name] for name in outputs}
 
     def _fused(self, engine: Engine, graph: AtomGraph, species: Tensor, outputs: Sequence[str]) -> dict[str, Tensor]:
-        real = REALS[self.dtype]
-        rows = Rows(self.workspace, graph, self.potential.cutoff, engine.tables.intervals, self.dtype)
+        real, given = REALS[self.dtype], (engine.tables.intervals, self.dtype, engine.channels)
+        rows = rows_on(self.workspace, graph, self.potential.cutoff, *given)
         raw = self.workspace.get("raw", (species.shape[0], 1), real).tensor
         scalars = engine.forward(species, rows)
         self.head.forward(scalars, raw)
@@ -331,8 +357,8 @@ class FastPotential:
         """The raw energies of isolated atoms of each element, [elements] float64, by the reference path."""
         potential = self.potential
         count = len(potential.elements)
-        species = torch.arange(count)
-        nothing = torch.empty((2, 0), dtype=torch.int64), torch.empty((0, 3), dtype=potential.dtype)
+        species = torch.arange(count, device=potential.device)
+        nothing = species.new_empty((2, 0)), potential.reference.new_empty((0, 3), dtype=potential.dtype)
         with torch.no_grad():
             scalars, features = potential.representation(species, *nothing)
             raw: Tensor = potential.heads["energy"](Features(scalars, features, species, species, count))
@@ -365,7 +391,7 @@ def _piece(graph: AtomGraph, atoms: int) -> AtomGraph:
 def _stress(graph: AtomGraph, virials: Tensor, structure: Tensor) -> Tensor:
     """The stress [B, 3, 3] from virials [K, 3, 3] and the structure [K] that each is part of."""
     volume = torch.linalg.det(graph.cell.double()).abs()
-    if not bool((graph.pbc.all(dim=1) & (volume > 0)).all()):
+    if graph.pbc.device.type == "cpu" and not bool((graph.pbc.all(dim=1) & (volume > 0)).all()):
         raise GeometryError("stress needs structures that are periodic in all three directions; ask for forces only")
     virial = virials.new_zeros(graph.num_structures, 3, 3).index_add(0, structure, virials)
     return 0.5 * (virial + virial.transpose(1, 2)) / volume[:, None, None]

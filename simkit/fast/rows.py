@@ -9,13 +9,16 @@ kernels that differentiate what j sends to i take the same vector with the other
 
 from __future__ import annotations
 
+from typing import Any, ClassVar, Protocol
+
 import numpy as np
 import torch
 from numba import njit, prange
 from torch import Tensor
 
 from simkit.errors import GeometryError
-from simkit.fast.workspace import REALS, Workspace
+from simkit.fast import scalar_rows, vector_rows
+from simkit.fast.workspace import REALS, Buffer, Workspace
 from simkit.graph import AtomGraph
 from simkit.kernels.blocks import compile_shared
 from simkit.kernels.threads import task_count
@@ -29,6 +32,23 @@ COINCIDING = 1e-5
 
 class UnorderedEdgesError(Exception):
     """Edges are not sorted by receiver and sender, or lack their reverse: rows cannot be made of them."""
+
+
+class EdgeRows(Protocol):
+    """Rows on any device, and the modules of kernels that take them, which are alike; see `Rows`."""
+
+    scalar_kernels: ClassVar[Any]
+    vector_kernels: ClassVar[Any]
+    bounds: Any
+    ptr: Any
+    sender: Any
+    knot: Any
+    unit: Buffer
+    basis: Buffer
+    gradient: Buffer
+
+    def forces(self, virial: bool) -> tuple[Tensor, Tensor]:
+        """Return forces and virials."""
 
 
 class Rows:
@@ -50,6 +70,9 @@ class Rows:
         GeometryError: if atoms coincide or are not finite.
         UnorderedEdgesError: if the edges are not sorted by receiver and sender, or lack their reverse.
     """
+
+    scalar_kernels: ClassVar[Any] = scalar_rows
+    vector_kernels: ClassVar[Any] = vector_rows
 
     def __init__(
         self, workspace: Workspace, graph: AtomGraph, cutoff: float, intervals: int, dtype: torch.dtype

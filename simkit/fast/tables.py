@@ -30,7 +30,7 @@ class HermiteTables:
 
     Args:
         functions: defined for distances a little beyond both ends.
-        cutoff: angstrom. dtype: of the tables.
+        cutoff: angstrom. dtype, device: of the tables.
 
     Attributes:
         intervals: number of them, the same for all. values: for each function [intervals + 1, 2, F], values and derivatives times the step.
@@ -40,7 +40,9 @@ class HermiteTables:
         ConfigError: if a function is too rough for the largest table.
     """
 
-    def __init__(self, functions: Sequence[Function], cutoff: float, dtype: torch.dtype) -> None:
+    def __init__(
+        self, functions: Sequence[Function], cutoff: float, dtype: torch.dtype, device: torch.device | str = "cpu"
+    ) -> None:
         self.intervals, bound = FEWEST, SLOPE_ERROR[dtype]
         while True:
             found = [_tabulated(function, cutoff, self.intervals) for function in functions]
@@ -54,7 +56,7 @@ class HermiteTables:
                     f"the filters of this model vary too fast for tables of {MOST} intervals: the error of their derivatives is "
                     f"{self.error:.1e} of the largest, {bound:.0e} is allowed; use the reference path (fast=False)"
                 )
-        self.values = [table.to(dtype).contiguous() for table, _ in found]
+        self.values = [table.to(device, dtype).contiguous() for table, _ in found]
 
 
 def hermite_slopes(t: float) -> Tensor:

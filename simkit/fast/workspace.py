@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import Any, NamedTuple
 
@@ -15,15 +16,17 @@ REALS: dict[torch.dtype, np.dtype[Any]] = {torch.float32: np.dtype(np.float32), 
 
 
 class Buffer(NamedTuple):
-    """The same memory as an array, as a flat array and as a tensor."""
+    """The same memory as an array, as a flat array and as a tensor; arrays are what kernels take."""
 
-    array: np.ndarray
-    flat: np.ndarray
+    array: Any
+    flat: Any
     tensor: Tensor
 
 
 class Workspace:
     """Buffers by name, which keep their memory. Their content is whatever was there before."""
+
+    on_gpu = False
 
     def __init__(self) -> None:
         self._held: dict[str, np.ndarray] = {}
@@ -43,7 +46,15 @@ class Workspace:
         self._given[name] = shape, buffer
         return buffer
 
-    def __reduce__(self) -> tuple[type[Workspace], tuple[()]]:
+    def view(self, name: str, tensor: Tensor) -> Any:
+        """Return the elements of a contiguous tensor as kernels take them; the name is that of what may be kept for it."""
+        return tensor.numpy().reshape(-1)
+
+    def active(self) -> contextlib.AbstractContextManager[None]:
+        """Return the context that kernels are called in."""
+        return contextlib.nullcontext()
+
+    def __reduce__(self) -> tuple[type[Workspace], tuple[Any, ...]]:
         """Copies begin empty: in copied buffers, array and tensor would no longer be the same memory."""
         return Workspace, ()
 

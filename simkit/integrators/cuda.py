@@ -8,10 +8,8 @@ Under ``NUMBA_ENABLE_CUDASIM=1`` Numba runs the same kernels in Python on CPU te
 
 from __future__ import annotations
 
-import contextlib
 import math
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -37,9 +35,7 @@ from simkit.integrators.program import (
     noise_factors,
 )
 from simkit.integrators.scheme import Scheme
-
-THREADS = 128
-"""Threads of a block."""
+from simkit.kernels.gpu import THREADS, current, view
 
 
 @cuda.jit
@@ -131,10 +127,10 @@ class Integrator:
         mass = masses.detach().cpu() if isinstance(masses, Tensor) else masses
         inverse = np.repeat(inverse_masses(mass, atoms), width)
         self._width, self._size = width, atoms * width
-        with _current(self._device):
-            self._flat = [_view(tensor.view(-1)) for tensor in given.values()]
+        with current(self._device):
+            self._flat = [view(tensor.view(-1)) for tensor in given.values()]
             self._flat.append(self._upload(inverse, positions.dtype))
-            self._heat = self._upload(np.zeros(1), torch.float64) if heat is None else _view(heat.view(-1))
+            self._heat = self._upload(np.zeros(1), torch.float64) if heat is None else view(heat.view(-1))
         self._heated = heat is not None
         self._program = Program.of(scheme)
         self._kept: dict[str, tuple[np.ndarray, Any]] = {}
@@ -153,11 +149,9 @@ class Integrator:
         """
         check_run(self.scheme, timestep, steps, first_step, bath)
         bounds, end = self._program.bounds.tolist(), first_step + steps
-        with _current(self._device) as stream:
+        with current(self._device) as stream:
             code, noise = self._code_for(timestep), self._noise_for(timestep, bath)
-            with warnings.catch_warnings():  # a small system cannot fill the device
-                warnings.filterwarnings("ignore", message="Grid size")
-                launch = _pass[-(-self._size // THREADS), THREADS, stream]
+            launch = _pass[-(-self._size // THREADS), THREADS, stream]
             for step in range(first_step, end):
                 for k in range(1 if step > first_step else 0, len(bounds) - 2):
                     if k > 0:
@@ -194,7 +188,7 @@ class Integrator:
 
     def _upload(self, array: np.ndarray, dtype: torch.dtype) -> Any:
         """A copy of an array on the device, as Numba takes it."""
-        return _view(torch.from_numpy(np.ascontiguousarray(array)).to(dtype).to(self._device))
+        return view(torch.from_numpy(np.ascontiguousarray(array)).to(dtype).to(self._device))
 
 
 def _one_device(tensors: dict[str, Tensor]) -> torch.device:
@@ -212,18 +206,3 @@ def _one_device(tensors: dict[str, Tensor]) -> torch.device:
     if len(devices) > 1:
         raise ConfigError(f"the tensors must be on one device; found {', '.join(sorted(map(str, devices)))}")
     return devices.pop()
-
-
-def _view(tensor: Tensor) -> Any:
-    """The tensor's memory as Numba takes it."""
-    return tensor.numpy() if numba_config.ENABLE_CUDASIM else cuda.as_cuda_array(tensor)
-
-
-@contextlib.contextmanager
-def _current(device: torch.device) -> Iterator[Any]:
-    """Make the device current for Numba, and give torch's current stream on it."""
-    if numba_config.ENABLE_CUDASIM:
-        yield 0
-        return
-    with cuda.gpus[device.index]:
-        yield cuda.external_stream(torch.cuda.current_stream(device).cuda_stream)
