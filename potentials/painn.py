@@ -34,7 +34,7 @@ class PaiNNOptions(Options):
     IN_OLDER_FILES: ClassVar[Mapping[str, Any]] = {"radial": "sine"}
     channels: int = Field(128, ge=2)
     layers: int = Field(3, ge=1)
-    basis: int = Field(20, ge=1)
+    basis: int = Field(20, ge=2)
     cutoff_function: CutoffName = "polynomial"
     radial: Literal["gaussian", "sine"] = Field("gaussian", description="functions of distance")
 
@@ -44,14 +44,14 @@ class Filters(nn.Linear):
 
     def __init__(self, basis: int, out_channels: int, *, sine: bool) -> None:
         super().__init__(basis, out_channels)
-        if not sine:
-            glorot_orthogonal_(self.weight)
-            nn.init.zeros_(self.bias)
-        else:
+        if sine:
             # sin(n pi r / rc) is n times as steep: with equal weights the filters, and the forces with them, would start rough,
             # and a few hundred frames do not smooth them.
             with torch.no_grad():
                 self.weight.div_(torch.arange(1.0, basis + 1.0))
+        else:
+            glorot_orthogonal_(self.weight)
+            nn.init.zeros_(self.bias)
 
     def forward(self, weighted: Tensor) -> Tensor:
         """Map [E, basis + 1] to [E, 3C]."""

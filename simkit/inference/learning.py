@@ -119,7 +119,7 @@ def train_members(
     bounded: Sequence[bool] = (),
     folder: str | Path | None = None,
 ) -> tuple[list[Estimator], list[FitResult]]:
-    """Train the networks of an ensemble.
+    """Train the networks of an ensemble, which are all small ones if the first of those is the better, see `LearningOptions.network`.
 
     Args:
         name: one of `ESTIMATORS`.
