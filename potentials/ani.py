@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from simkit.config import Options
 from simkit.errors import ConfigError
 from simkit.heads import Features
+from simkit.kernels.tracing import arrangement
 from simkit.potential import Representation
 from simkit.radial import CutoffName, make_cutoff
 
@@ -141,15 +142,20 @@ class EnvironmentVectors(nn.Module):
         radial = terms.new_zeros(n * self.num_elements, terms.shape[1])
         radial = radial.index_add(0, receiver * self.num_elements + kind, terms)
 
-        near = (r.detach() < self.angular_cutoff).nonzero().squeeze(1)
+        given = arrangement()
+        near, first, second = self.triplets(receiver, vectors, n) if given is None else given.own
         r, vectors = r.index_select(0, near), vectors.index_select(0, near)
         receiver, kind = receiver.index_select(0, near), kind.index_select(0, near)
-        first, second = pairs_at_receivers(receiver, n)
         terms = self.angular(r, vectors / r.unsqueeze(1), first, second)
         pair = self.pair.index_select(0, kind.index_select(0, first) * self.num_elements + kind.index_select(0, second))
         angular = terms.new_zeros(n * self.num_pairs, terms.shape[1])
         angular = angular.index_add(0, receiver.index_select(0, first) * self.num_pairs + pair, terms)
         return torch.cat([radial.view(n, -1), angular.view(n, -1)], dim=1)
+
+    def triplets(self, receiver: Tensor, vectors: Tensor, num_atoms: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the edges within the angular cutoff, and which two of these each triplet has; ``receiver`` is sorted."""
+        near = (vectors.detach().square().sum(dim=1) < self.angular_cutoff**2).nonzero().squeeze(1)
+        return near, *pairs_at_receivers(receiver.index_select(0, near), num_atoms)
 
 
 def pairs_at_receivers(receiver: Tensor, num_atoms: int) -> tuple[Tensor, Tensor]:
@@ -207,6 +213,9 @@ class ANI(Representation):
         ConfigError: if the angular cutoff is above the cutoff, or the Gaussians begin beyond it.
     """
 
+    compiled_edges = 2**14
+    has_members = True
+
     def __init__(self, options: ANIOptions, cutoff: float, elements: Sequence[int]) -> None:
         super().__init__()
         if options.angular_cutoff > cutoff:
@@ -244,9 +253,19 @@ class ANI(Representation):
         """Return the last layer of the networks."""
         return ElementReadout(self.channels, len(self.networks))
 
+    def arrange(self, edge_index: Tensor, vectors: Tensor, num_atoms: int) -> tuple[Tensor, ...]:
+        """Return the edges within the angular cutoff, and which two of these each triplet has."""
+        receiver, order = edge_index[1].sort(stable=True)
+        near, first, second = self.environment.triplets(receiver, vectors.index_select(0, order), num_atoms)
+        return order.index_select(0, near), first, second
+
     def forward(self, species: Tensor, edge_index: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return scalars [N, C]; ANI has no vectors."""
         environment = self.environment(species, edge_index, vectors)
+        if (given := arrangement()) is not None:
+            nets, members = list(self.networks.values()), zip(given.species, given.members, strict=True)
+            done = [nets[k](environment.index_select(0, own)) for k, own in members]
+            return torch.cat(done).index_select(0, given.place), None
         scalars = environment.new_zeros(species.shape[0], self.channels)
         for k, net in enumerate(self.networks.values()):
             chosen = (species == k).nonzero().squeeze(1)

@@ -17,6 +17,7 @@ from torch.nn.functional import linear, silu
 from simkit.bessel import PolynomialEnvelope, SphericalBesselBasis, legendre
 from simkit.config import Options
 from simkit.initialization import glorot_linear
+from simkit.kernels.tracing import arrangement
 from simkit.potential import Representation
 from simkit.readout import BlockReadout
 from simkit.triplets import TripletBlock, Triplets, make_triplets
@@ -127,6 +128,8 @@ class Output(nn.Module):
 class DimeNetPlusPlus(Representation):
     """Messages on edges, refined by their distances and angles; the scalar features are the outputs of all blocks side by side."""
 
+    compiled_edges = 2**15
+
     def __init__(self, options: DimeNetPlusPlusOptions, cutoff: float, num_elements: int) -> None:
         super().__init__()
         o = options
@@ -147,6 +150,12 @@ class DimeNetPlusPlus(Representation):
         """
         return BlockReadout(self.channels)
 
+    def arrange(self, edge_index: Tensor, vectors: Tensor, num_atoms: int) -> tuple[Tensor, ...]:
+        """Return the only block of triplets, and the positions of edges and of their reverses in it, [E/2] each."""
+        triplets = make_triplets(edge_index, vectors, num_atoms, one_block=True)
+        block = triplets.blocks[0]
+        return block.incoming, block.outgoing, block.exists, *triplets.position.chunk(2)
+
     def forward(self, species: Tensor, edge_index: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return scalars [N, (layers + 1) * output_channels]; DimeNet++ has no vectors."""
         sender, receiver = edge_index[0], edge_index[1]
@@ -155,7 +164,11 @@ class DimeNetPlusPlus(Representation):
         x = r / self.cutoff
         envelope = self.envelope(x).unsqueeze(1)
         rbf = torch.sin(x.unsqueeze(1) * self.frequencies) * envelope
-        triplets = make_triplets(edge_index, vectors, n)
+        if (given := arrangement()) is None:
+            triplets = make_triplets(edge_index, vectors, n)
+        else:
+            incoming, outgoing, exists, *position = given.own
+            triplets = Triplets([TripletBlock(incoming, outgoing, exists, in_order=False)], torch.cat(position))
         angular = [angular_part(block, vectors / r.unsqueeze(1), self.spherical) for block in triplets.blocks]
         sbf = self._first_sbf_maps(self.bessel(x) * envelope)
         messages = self.embedding(species, rbf, sender, receiver)

@@ -194,6 +194,8 @@ class SE3Transformer(Representation):
     all irreps together have channels; here both kinds of features have ``channels``.
     """
 
+    compiled_edges = 2**15
+
     def __init__(self, options: SE3TransformerOptions, cutoff: float, num_elements: int) -> None:
         super().__init__()
         self.channels = c = options.channels

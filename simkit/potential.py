@@ -43,6 +43,7 @@ class Representation(nn.Module):
     # `simkit.kernels.tracing` decides which operations there are.
     compiled_edges: ClassVar[int] = 0
     has_rows: ClassVar[bool] = False  # it reads the rows of edges of an `Arrangement`
+    has_members: ClassVar[bool] = False  # and the members
     channels: int
     activation: nn.Module
 
@@ -75,6 +76,16 @@ class Representation(nn.Module):
             ConfigError: if these weights cannot be taken.
         """
         return None
+
+    def arrange(self, edge_index: Tensor, vectors: Tensor, num_atoms: int) -> tuple[Tensor, ...]:
+        """Return what ``forward`` finds in `Arrangement.own` while it is traced, where it otherwise makes it itself.
+
+        Of all these tensors any dimension may differ from call to call.
+
+        Args:
+            edge_index, vectors: as in ``forward``, but in any order: edge k + E/2 is the reverse of edge k.
+        """
+        return ()
 
     def pair_energies(self, species: Tensor, edge_index: Tensor, vectors: Tensor, charges: Tensor | None) -> Tensor:
         """Return what physics adds to the energies of atoms, [N] in eV, in an architecture that sets ``has_pair_energies``.

@@ -38,15 +38,16 @@ class Triplets(NamedTuple):
     position: Tensor
 
 
-def make_triplets(edge_index: Tensor, vectors: Tensor, num_atoms: int) -> Triplets:
+def make_triplets(edge_index: Tensor, vectors: Tensor, num_atoms: int, *, one_block: bool = False) -> Triplets:
     """Return all pairs of edges k -> j and j -> i but those where k is i.
 
     In a periodic structure an atom may be a neighbor several times, through several images; only the edge j -> i itself backwards is
     left out, the same image, because two different images of an atom span an angle as any two neighbors do.
 
     Args:
-        edge_index: [2, E], sorted by receiver, every pair both ways.
+        edge_index: [2, E], sorted by receiver unless ``one_block``, every pair both ways.
         vectors: [E, 3], from receiver to sender, angstrom.
+        one_block: whether one block has all atoms, whatever their number of neighbors; then edges come in any order.
     """
     sender, receiver = edge_index[0], edge_index[1]
     num_edges, device = sender.shape[0], sender.device
@@ -54,7 +55,9 @@ def make_triplets(edge_index: Tensor, vectors: Tensor, num_atoms: int) -> Triple
     count = count.index_add(0, receiver, torch.ones_like(receiver))
     start = count.cumsum(0) - count
     by_sender = torch.argsort(sender, stable=True)  # as many edges start at an atom as end there
-    octave = torch.frexp(count.double()).exponent.long()  # counts from 2^(e-1) to 2^e - 1
+    by_receiver = torch.argsort(receiver, stable=True) if one_block else None
+    # Counts from 2^(e-1) to 2^e - 1 share the exponent e.
+    octave = torch.zeros_like(count) if one_block else torch.frexp(count.double()).exponent.long()
     largest = torch.zeros(64, dtype=torch.int64, device=device).scatter_reduce(0, octave, count, "amax")
     position = torch.zeros(num_edges + 1, dtype=torch.int64, device=device)
     # The only wait for the device: shapes depend on the numbers of neighbors.
@@ -68,9 +71,10 @@ def make_triplets(edge_index: Tensor, vectors: Tensor, num_atoms: int) -> Triple
         outgoing = by_sender[slots]
         places = end + torch.arange(slots.numel(), device=device).view_as(slots)
         position[torch.where(valid, outgoing, num_edges)] = places
-        exists = _exists(vectors.detach(), slots, outgoing, valid)
-        in_order = len(widths) == 1 and slots.numel() == num_edges
-        blocks.append(TripletBlock(slots, outgoing, exists, in_order))
+        incoming = slots if by_receiver is None else by_receiver[slots]
+        exists = _exists(vectors.detach(), incoming, outgoing, valid)
+        in_order = by_receiver is None and len(widths) == 1 and slots.numel() == num_edges
+        blocks.append(TripletBlock(incoming, outgoing, exists, in_order))
         end += slots.numel()
     return Triplets(blocks, position[:num_edges])
 

@@ -151,14 +151,17 @@ def test_size() -> None:
 # ------------------------------------------------------------------------------------------------------- structures
 
 
-def test_triplets_equal_loops() -> None:
+@pytest.mark.parametrize("one_block", [False, True])
+def test_triplets_equal_loops(one_block: bool) -> None:
     """Over edges, with the images written out: k is i where both atom and image agree."""
     frames = [*molecules(), crystal(), crystal()[:1], bulk("Si")]
     graph = AtomGraph.from_ase(frames, 3.6)
-    sender, receiver = graph.edge_index.tolist()
-    shift = graph.edge_shift.round().long().tolist()
-    vectors = graph.edge_vectors()
-    triplets = make_triplets(graph.edge_index, vectors, len(graph.z))
+    edges = graph.edge_index.shape[1]
+    order = torch.randperm(edges, generator=torch.Generator().manual_seed(0)) if one_block else torch.arange(edges)
+    edge_index = graph.edge_index[:, order]
+    sender, receiver = edge_index.tolist()
+    shift = graph.edge_shift[order].round().long().tolist()
+    triplets = make_triplets(edge_index, graph.edge_vectors()[order], len(graph.z), one_block=one_block)
     found = {}
     for block in triplets.blocks:
         for atom in range(len(block.incoming)):
@@ -180,9 +183,12 @@ def test_triplets_equal_loops() -> None:
                 images += same_atom
     assert set(found) == expected
     assert images > 100  # triplets i -> j -> i through two images
-    assert len(triplets.blocks) > 2
     outgoing = torch.cat([block.outgoing.flatten() for block in triplets.blocks])
     assert torch.equal(outgoing[triplets.position], torch.arange(len(sender)))
+    if one_block:
+        assert len(triplets.blocks) == 1
+        return
+    assert len(triplets.blocks) > 2
     padded = sum(block.exists.numel() for block in triplets.blocks)
     pairs = sum(len(edges) ** 2 for edges in by_receiver.values())
     assert padded < 4 * pairs

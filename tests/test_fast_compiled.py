@@ -29,11 +29,14 @@ from simkit.potential import Potential
 
 OUTPUTS = ("energy", "energies", "forces")
 SMALL: dict[str, dict[str, Any]] = {
+    "ani": {"angular_cutoff": 3.0, "hidden": (8,), "channels": 4},
+    "dimenet++": {"layers": 2, "channels": 8},
     "egnn": {"layers": 2, "channels": 8, "update_coordinates": True},
     "mace": {"layers": 2, "channels": 4, "l_max": 2},
     "mpnn": {"layers": 2, "channels": 8},
     "nequip": {"layers": 3, "channels": 4},
     "physnet": {"layers": 2, "channels": 8},
+    "se3_transformer": {"layers": 2, "channels": 4, "value_channels": 4, "heads": 2, "l_max": 2},
     "tfn": {"layers": 3, "channels": 4, "parity": True},
 }
 """All that are compiled."""
@@ -293,9 +296,9 @@ def test_processes_that_fail(what: str, monkeypatch: pytest.MonkeyPatch) -> None
         monkeypatch.setenv("CXX", "/nowhere/c++")
         said = "nowhere"
     else:
-        potential = potentials.build("dimenet++", elements=[1, 6, 8], cutoff=4.0, channels=4, layers=1, seed=0)
+        potential = potentials.build("lennard_jones", elements=[1, 6, 8], cutoff=4.0)
         monkeypatch.setattr(type(potential.representation), "compiled_edges", 1000)
-        said = "dimenet"
+        said = "lennard_jones"
     fast, edges = potential.fast(), graph(ethanol())
     with pytest.warns(RuntimeWarning, match="could not be compiled: .*; the reference path goes on") as caught:
         fast.compile(edges.z)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from simkit.equivariant.convolution import ROW, neighborhoods
 from simkit.equivariant.harmonics import EdgeGeometry
-from simkit.fast.trace import Inputs, needs_rows, weights_of
+from simkit.fast.trace import Inputs, both_ways, needs_rows, weights_of
 from simkit.graph import AtomGraph, check_distances, one_direction
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ LEAST = 2
 
 
 class TooFewEdgesError(Exception):
-    """A graph has fewer than two pairs of neighbors."""
+    """A graph has fewer than two pairs of neighbors, or of whatever else the network reads."""
 
 
 class Raw(NamedTuple):
@@ -51,6 +51,7 @@ class CompiledNetwork:
 
     def __init__(self, potential: Potential, path: Path, present: tuple[int, ...]) -> None:
         self.path, self.present = path, present
+        self.representation = potential.representation
         self.dtype, self.rows = potential.dtype, needs_rows(potential)
         self.weights = [weight.detach().clone() for weight in weights_of(potential)]
         self._arranged: tuple[Tensor, Tensor, Tensor, list[Tensor]] | None = None
@@ -64,7 +65,7 @@ class CompiledNetwork:
 
         Raises:
             GeometryError: if atoms coincide.
-            TooFewEdgesError: if there are fewer than two pairs of neighbors.
+            TooFewEdgesError: if there are fewer than two pairs of neighbors, or of whatever else the network reads.
         """
         vectors = graph.edge_vectors().detach()
         check_distances(graph, vectors)
@@ -74,7 +75,10 @@ class CompiledNetwork:
         pairs = graph.edge_index.index_select(1, chosen)
         vectors = vectors.index_select(0, chosen).to(self.dtype)
         padded, place, members = self._of_species(species)
-        inputs = Inputs(pairs, vectors, padded, (place, *self._rows(pairs, len(padded)), *members))
+        own = self.representation.arrange(*both_ways(pairs, vectors), len(padded))
+        if any(size < LEAST for tensor in own for size in tensor.shape):
+            raise TooFewEdgesError
+        inputs = Inputs(pairs, vectors, padded, (place, *self._rows(pairs, len(padded)), *members, *own))
         energies, forces, gradient = self._run([*self.weights, *inputs[:3], *inputs.arranged])
         atoms = len(species)
         return Raw(energies[:atoms], forces[:atoms], gradient, vectors, pairs[1])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
@@ -23,7 +24,8 @@ class Inputs(NamedTuple):
 
     Attributes:
         pairs: [2, E/2] int64, one edge of each pair. vectors: [E/2, 3] of these edges, angstrom.
-        species: [N] int64. arranged: ``place``, ``edge``, ``sender``, ``receiver`` and all ``members`` of an `Arrangement`.
+        species: [N] int64. arranged: ``place``, ``edge``, ``sender``, ``receiver``, all ``members`` and all ``own`` of an
+            `Arrangement`.
     """
 
     pairs: Tensor
@@ -33,8 +35,9 @@ class Inputs(NamedTuple):
 
     def arrangement(self, present: tuple[int, ...]) -> Arrangement:
         """Return the arrangement, for the species that there are."""
-        place, edge, sender, receiver, *members = self.arranged
-        return Arrangement(present, tuple(members), place, edge, sender, receiver)
+        place, edge, sender, receiver, *others = self.arranged
+        members, own = others[: len(present)], others[len(present) :]
+        return Arrangement(present, tuple(members), place, edge, sender, receiver, tuple(own))
 
 
 def weights_of(potential: Potential) -> list[nn.Parameter]:
@@ -44,7 +47,8 @@ def weights_of(potential: Potential) -> list[nn.Parameter]:
 
 def needs_species(potential: Potential) -> bool:
     """Whether the graph depends on which species there are."""
-    return any(isinstance(module, SpeciesLinear) for module in potential.representation.modules())
+    kinds = SpeciesLinear
+    return potential.representation.has_members or any(isinstance(m, kinds) for m in potential.representation.modules())
 
 
 def needs_rows(potential: Potential) -> bool:
@@ -63,7 +67,7 @@ def trace(potential: Potential, present: tuple[int, ...]) -> ExportedProgram:
     """
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    inputs = _example(present, potential.dtype)
+    inputs = _example(potential, present)
     flat = (*inputs[:3], *inputs.arranged)
 
     def evaluate(*flat: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -73,11 +77,11 @@ def trace(potential: Potential, present: tuple[int, ...]) -> ExportedProgram:
     traced = make_fx(evaluate, table, tracing_mode="symbolic", _allow_non_fake_inputs=True)(*flat)
     weights = weights_of(potential)
     _weights_as_inputs(traced, weights)
-    # The first dimension that may differ from call to call; all others are as they are here.
-    dynamic: list[dict[int, Any]] = [{}] * len(weights) + [
-        {k: torch.export.Dim.AUTO} for k in (1, 0, 0, *[0] * len(inputs.arranged))
-    ]
-    return torch.export.export(_Flat(traced), (*weights, *flat), dynamic_shapes=(tuple(dynamic),), strict=False)
+    # The dimensions that may differ from call to call; all others are as they are here.
+    shared, own = inputs.arranged[: 4 + len(present)], inputs.arranged[4 + len(present) :]
+    free: list[Sequence[int]] = [[1], [0], [0], *[[0] for _ in shared], *[range(tensor.dim()) for tensor in own]]
+    dynamic = (*[{}] * len(weights), *(dict.fromkeys(which, torch.export.Dim.AUTO) for which in free))
+    return torch.export.export(_Flat(traced), (*weights, *flat), dynamic_shapes=(dynamic,), strict=False)
 
 
 class _Flat(nn.Module):
@@ -92,9 +96,8 @@ class _Flat(nn.Module):
 
 def _evaluate(potential: Potential, inputs: Inputs, present: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
     vectors, species = inputs.vectors.detach().requires_grad_(True), inputs.species
-    edges = torch.cat([inputs.pairs, inputs.pairs.flip(0)], dim=1)
     with torch.enable_grad(), tracing(inputs.arrangement(present)):
-        scalars, features = potential.representation(species, edges, torch.cat([vectors, -vectors]))
+        scalars, features = potential.representation(species, *both_ways(inputs.pairs, vectors))
         energies = potential.heads["energy"](Features(scalars, features, species, torch.zeros_like(species), 1))
         (gradient,) = torch.autograd.grad(energies.sum(), vectors)
     forces = gradient.new_zeros(species.shape[0], 3)
@@ -115,15 +118,21 @@ def _index_add(x: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: flo
     return torch.scatter_add(x, dim, index.view(shape).expand(source.shape), source)
 
 
-def _example(present: tuple[int, ...], dtype: torch.dtype) -> Inputs:
+def _example(potential: Potential, present: tuple[int, ...]) -> Inputs:
     """Inputs whose numbers of atoms, edges and rows differ from each other: equal ones would be taken to be equal always."""
-    atoms, pairs, rows = 47, 101, 59
-    ones = torch.ones(pairs, 3, dtype=dtype)
+    atoms, count, rows = 47, 101, 59
+    random = torch.Generator().manual_seed(0)
+    pairs = torch.randint(atoms, (2, count), generator=random)
+    vectors = torch.rand(count, 3, generator=random, dtype=potential.dtype)
+    own = potential.representation.arrange(*both_ways(pairs, vectors), atoms)
     members = [torch.zeros(5 + 2 * k, dtype=torch.int64) for k in range(len(present))]
     integers = [torch.zeros(shape, dtype=torch.int64) for shape in ((atoms,), (rows, ROW), (rows, ROW), (rows,))]
-    return Inputs(
-        torch.zeros(2, pairs, dtype=torch.int64), ones, torch.zeros(atoms, dtype=torch.int64), (*integers, *members)
-    )
+    return Inputs(pairs, vectors, torch.zeros(atoms, dtype=torch.int64), (*integers, *members, *own))
+
+
+def both_ways(pairs: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """Return all edges [2, E] and their vectors [E, 3], of one edge of each pair; edge k + E/2 is the reverse of edge k."""
+    return torch.cat([pairs, pairs.flip(0)], dim=1), torch.cat([vectors, -vectors])
 
 
 def _weights_as_inputs(traced: fx.GraphModule, weights: list[nn.Parameter]) -> None:

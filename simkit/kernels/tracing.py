@@ -19,6 +19,7 @@ class Arrangement:
         place: [N] int64, where each atom is in the members put end to end.
         edge: [R, slots] int64, the edges of rows that have one receiver each; E in an empty slot.
         sender: [R, slots] int64, of those edges; 0 in an empty slot. receiver: [R] int64.
+        own: what `Representation.arrange` returns.
     """
 
     species: tuple[int, ...]
@@ -27,6 +28,7 @@ class Arrangement:
     edge: Tensor
     sender: Tensor
     receiver: Tensor
+    own: tuple[Tensor, ...] = ()
 
 
 _GIVEN: ContextVar[Arrangement | None] = ContextVar("arrangement", default=None)
