@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,11 @@ from simkit.inference.estimator import NetworkOptions
 from simkit.inference.estimators import ESTIMATORS
 from simkit.inference.files import FORMAT, FORMAT_VERSION, load, save
 from simkit.inference.infer import infer
-from simkit.inference.neural import ExactPosterior, NeuralPosterior
+from simkit.inference.neural import DensityAt, ExactPosterior, NeuralPosterior
 from simkit.inference.population import PopulationPosterior
 from simkit.inference.posterior import Posterior
 from simkit.inference.priors import IndependentPrior, LogUniform, NormalPrior, Prior, Uniform
+from simkit.inference.region import Region, highest_density
 from simkit.inference.simulations import simulate
 from simkit.inference.simulator import Observable
 from simkit.inference.simulators.gaussians import GaussianLinear
@@ -107,6 +109,40 @@ def test_neural_posteriors(name: str, tmp_path: Path) -> None:
             assert float(a.width) == pytest.approx(0.1 * seed)
             assert torch.equal(a.slopes, b.slopes)
             assert bool((a.slopes != 0).all())
+
+
+def truncated(*regions: Callable[[torch.Tensor], torch.Tensor]) -> NeuralPosterior:
+    """A posterior confined to where these densities are above their medians over its own samples."""
+    whole = neural("npe")
+    z = whole.sample_z(torch.from_numpy(whole.resolve(None)).unsqueeze(0), 400, 1)[0]
+    region = Region(regions, [highest_density(density, z, 0.5) for density in regions], z)
+    own = (whole.prior, whole.observables, whole.members[:1])
+    return NeuralPosterior("snpe", *own, reference=whole.reference, amortised=False, region=region)
+
+
+def test_the_region_of_truncated_proposals(tmp_path: Path) -> None:
+    x = torch.from_numpy(neural("npe").resolve(None))
+    second = NeuralPosterior("snpe", PRIORS["npe"], OBSERVABLES, neural("npe").members[1:], reference=x.numpy())
+    posterior, path = truncated(DensityAt(neural("npe"), x), DensityAt(second, x)), tmp_path / "posterior.safetensors"
+    save(posterior, path)
+    found = load(path)
+    same_header(posterior, found)
+    assert isinstance(found, NeuralPosterior)
+    assert posterior.region is not None
+    assert found.region is not None
+    assert found.region.thresholds == posterior.region.thresholds
+    z = second.sample_z(x.unsqueeze(0), 500, 3)[0]
+    inside = posterior.region.contains(z)
+    assert 50 < int(inside.sum()) < 450
+    assert torch.equal(found.region.contains(z), inside)
+    np.testing.assert_array_equal(found.sample(60, seed=4), posterior.sample(60, seed=4))
+    np.testing.assert_array_equal(found.draw_parameters(60, 4), posterior.draw_parameters(60, 4))
+
+
+def test_a_region_of_other_densities_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelFileError, match="a region that is not made of posteriors cannot be saved"):
+        save(truncated(lambda z: z[:, 0]), tmp_path / "a.safetensors")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_draws_by_a_loaded_likelihood(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from simkit.config import Options
 from simkit.errors import ConfigError
-from simkit.inference.neural import NeuralPosterior
+from simkit.inference.neural import DensityAt, NeuralPosterior
 from simkit.inference.priors import Array
 from simkit.inference.region import Region, highest_density
 from simkit.inference.simulations import Simulations
@@ -136,10 +136,7 @@ class Proposer:
     def _truncated(self, posterior: NeuralPosterior, seed: int) -> Region:
         """The region of the posterior and of all before it: inside, every round's parameters are distributed as the prior is."""
         samples = posterior.sample_z(self.observation.unsqueeze(0), SAMPLES, seed)[0]
-
-        def density(z: Tensor) -> Tensor:
-            return posterior.log_density(z, self.observation)
-
+        density = DensityAt(posterior, self.observation)
         threshold = highest_density(density, samples, self.epsilon)
         densities, thresholds = ([], []) if self.region is None else (self.region.densities, self.region.thresholds)
         return Region([*densities, density], [*thresholds, threshold], samples)

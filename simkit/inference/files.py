@@ -15,10 +15,11 @@ from simkit.inference.approximate import RejectionPosterior
 from simkit.inference.estimator import Estimator, NetworkOptions
 from simkit.inference.estimators import ESTIMATORS
 from simkit.inference.features import Features
-from simkit.inference.neural import NeuralPosterior
+from simkit.inference.neural import DensityAt, NeuralPosterior
 from simkit.inference.population import PopulationPosterior
 from simkit.inference.posterior import Posterior
 from simkit.inference.priors import prior_from
+from simkit.inference.region import Region
 from simkit.inference.simulator import Observable
 from simkit.inference.success import SuccessModel
 
@@ -44,25 +45,25 @@ class _Parts(nn.Module):
 def save(posterior: Posterior, path: str | os.PathLike[str]) -> None:
     """Write a posterior as one safetensors file, atomically; read it with `load`.
 
-    The region of truncated proposals is not kept, since it is made of the networks of all rounds: a posterior that was loaded is not
-    confined to it.
+    Where truncated proposals confined it to a region, the networks of earlier rounds, of which that is made, are in the file as well.
 
     Raises:
-        ModelFileError: if the posterior belongs to a simulator's own likelihood (hmc), which no file can hold.
+        ModelFileError: if the posterior belongs to a simulator's own likelihood (hmc), which no file can hold, or if its region is not
+            made of posteriors.
         OutputError: if the file cannot be written.
     """
     if isinstance(posterior, NeuralPosterior):
-        parts: dict[str, nn.Module] = {f"member{i}": m for i, m in enumerate(posterior.members)}
-        if posterior.success is not None:
-            parts["success"] = posterior.success
+        parts, own = _ensemble(posterior, "")
+        own |= {"estimator": posterior.members[0].name, "amortised": posterior.amortised}
         tensors: dict[str, Tensor] = {}
-        first = posterior.members[0]
-        own = {"estimator": first.name, "network": first.options.model_dump(), "amortised": posterior.amortised}
-        own["success"] = posterior.success is not None
-        own |= {
-            "seeds": [m.seed for m in posterior.members],
-            "varying": [m.features.varying.tolist() for m in posterior.members],
-        }
+        if posterior.region is not None:
+            rounds, own["rounds"] = _rounds(posterior.region), []
+            for i, earlier in enumerate(rounds):
+                more, entry = _ensemble(earlier, f"round{i}_")
+                parts |= more
+                own["rounds"].append(entry)
+            thresholds = torch.tensor(posterior.region.thresholds, dtype=torch.float64)
+            tensors = {"starts": posterior.region.starts, "thresholds": thresholds}
     elif isinstance(posterior, RejectionPosterior):
         parts, tensors = {"features": posterior.features}, {"z": posterior.z, "seen": posterior.seen}
         own = {"kept": posterior.kept, "adjust": posterior.adjust}
@@ -78,6 +79,30 @@ def save(posterior: Posterior, path: str | os.PathLike[str]) -> None:
     header["reference"] = None if posterior.reference is None else posterior.reference.tolist()
     header["shapes"] = {name: list(value.shape) for name, value in tensors.items()}
     write_model(path, _Parts(parts, tensors).state_dict(), header)
+
+
+def _ensemble(posterior: NeuralPosterior, prefix: str) -> tuple[dict[str, nn.Module], dict[str, Any]]:
+    """The networks of a posterior, by names that begin with ``prefix``, and what is needed to rebuild them."""
+    members = posterior.members
+    parts: dict[str, nn.Module] = {f"{prefix}member{i}": member for i, member in enumerate(members)}
+    if posterior.success is not None:
+        parts[f"{prefix}success"] = posterior.success
+    return parts, {
+        "network": members[0].options.model_dump(),
+        "success": posterior.success is not None,
+        "seeds": [member.seed for member in members],
+        "varying": [member.features.varying.tolist() for member in members],
+    }
+
+
+def _rounds(region: Region) -> list[NeuralPosterior]:
+    """The posteriors of the rounds that made a region."""
+    densities = [density for density in region.densities if isinstance(density, DensityAt)]
+    if len(densities) != len(region.densities):
+        raise ModelFileError(
+            "a region that is not made of posteriors cannot be saved; save the samples, or infer again"
+        )
+    return [density.posterior for density in densities]
 
 
 def load(path: str | os.PathLike[str]) -> Posterior:
@@ -100,17 +125,25 @@ def _assemble(header: Mapping[str, Any], parts: _Parts) -> Posterior:
     prior = prior_from(header["prior"])
     reference = None if header["reference"] is None else torch.tensor(header["reference"], dtype=torch.float64).numpy()
     if "estimator" in header:
-        members = [parts.parts[f"member{i}"] for i in range(len(header["seeds"]))]
-        success = dict(parts.parts.items()).get("success")
-        return NeuralPosterior(
-            header["method"],
-            prior,
-            observables,
-            [m for m in members if isinstance(m, Estimator)],
-            reference=reference,
-            amortised=header["amortised"],
-            success=success if isinstance(success, SuccessModel) else None,
-        )
+
+        def ensemble(entry: Mapping[str, Any], prefix: str) -> NeuralPosterior:
+            members = [parts.parts[f"{prefix}member{i}"] for i in range(len(entry["seeds"]))]
+            success = dict(parts.parts.items()).get(f"{prefix}success")
+            return NeuralPosterior(
+                header["method"],
+                prior,
+                observables,
+                [m for m in members if isinstance(m, Estimator)],
+                reference=reference,
+                amortised=header["amortised"],
+                success=success if isinstance(success, SuccessModel) else None,
+            )
+
+        posterior = ensemble(header, "")
+        if rounds := [ensemble(entry, f"round{i}_") for i, entry in enumerate(header.get("rounds", []))]:
+            densities = [DensityAt(earlier, torch.from_numpy(earlier.resolve(None))) for earlier in rounds]
+            posterior.region = Region(densities, parts.tensor("thresholds").tolist(), parts.tensor("starts"))
+        return posterior
     if header["method"] == PopulationPosterior.method:
         return PopulationPosterior(
             prior, observables, reference, parts.tensor("z"), parts.tensor("weights"), header["distance"]
@@ -134,14 +167,16 @@ def _build(header: Mapping[str, Any]) -> _Parts:
     observables, prior = _observables(header), prior_from(header["prior"])
     parts: dict[str, nn.Module] = {}
     if "estimator" in header:
-        options = NetworkOptions(**header["network"])
-        for i, (seed, varying) in enumerate(zip(header["seeds"], header["varying"], strict=True)):
-            member = ESTIMATORS[header["estimator"]](prior.dim, observables, options, seed, prior.bounded)
-            member.features.varying.copy_(torch.tensor(varying))
-            member.build()
-            parts[f"member{i}"] = member
-        if header["success"]:
-            parts["success"] = SuccessModel(prior.dim)
+        entries = {"": header} | {f"round{i}_": entry for i, entry in enumerate(header.get("rounds", []))}
+        for prefix, entry in entries.items():
+            options = NetworkOptions(**entry["network"])
+            for i, (seed, varying) in enumerate(zip(entry["seeds"], entry["varying"], strict=True)):
+                member = ESTIMATORS[header["estimator"]](prior.dim, observables, options, seed, prior.bounded)
+                member.features.varying.copy_(torch.tensor(varying))
+                member.build()
+                parts[f"{prefix}member{i}"] = member
+            if entry["success"]:
+                parts[f"{prefix}success"] = SuccessModel(prior.dim)
     elif header["method"] == RejectionPosterior.method:
         parts["features"] = Features(observables)
     dtypes = {"seen": torch.float32}

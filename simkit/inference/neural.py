@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -170,6 +171,18 @@ class NeuralPosterior(Posterior):
     def describe(self) -> dict[str, Any]:
         description = super().describe() | {"networks": len(self.members)}
         return description | {"weights": sum(p.numel() for p in self.members[0].parameters())}
+
+
+@dataclass(frozen=True)
+class DensityAt:
+    """The log density of z [N, D] given one output ``x`` [K]: of such is the region of truncated proposals made."""
+
+    posterior: NeuralPosterior
+    x: Tensor
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """Return it, [N]."""
+        return self.posterior.log_density(z, self.x)
 
 
 class ExactPosterior(Posterior):
