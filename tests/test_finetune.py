@@ -4,65 +4,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from ase.build import molecule
-from finetune_cases import EMBEDDED, SMALL
+from finetune_cases import CUTOFF, ELEMENTS, EMBEDDED, clusters, saved, small, started
 
 import simkit
-from simkit import potentials
 from simkit.datasets.store import Store
 from simkit.errors import ConfigError, DataError, ElementError, LabelError
-from simkit.graph import AtomGraph
 from simkit.potential import Potential
 from simkit.training.evaluation import predict
-from simkit.training.finetune import inherited, start_from, start_references
+from simkit.training.finetune import inherited, start_references
 from simkit.training.recipe import Recipe, ReplayOptions, StartOptions, read_recipe
 from simkit.training.references import set_reference_energies
 from simkit.training.replay import duplicates_of, open_replay, with_replay
-
-CUTOFF = 4.0
-ELEMENTS = [1, 6, 8]
-
-
-def small(dtype: str = "float64", **changes: Any) -> Potential:
-    """A small potential with references, scale and shift that are not the defaults."""
-    given = {"cutoff": CUTOFF, "elements": ELEMENTS, "dtype": dtype, **SMALL, **changes}
-    potential = potentials.build("painn", **given)
-    potential.set_references({z: -10.0 * z for z in potential.elements})
-    potential.scale.fill_(3.0)
-    potential.shift.fill_(0.2)
-    return potential
-
-
-def saved(potential: Potential, folder: Path) -> str:
-    path = folder / "parent.safetensors"
-    potential.save(path)
-    return str(path)
-
-
-def started(potential: Potential, folder: Path, elements: list[int] = ELEMENTS, **options: Any) -> Potential:
-    """The potential as `start_from` gives it back from a file."""
-    return start_from(StartOptions(model=saved(potential, folder), **options), elements, seed=3)
-
-
-def clusters(count: int = 12, seed: int = 0) -> Store:
-    """Small molecules of H, C and O near their shapes, with energies and forces of a Morse potential and per-element energies."""
-    rng = np.random.default_rng(seed)
-    frames = [molecule(name) for name in ("H2O", "CH4", "CO2", "H2CO", "CH3OH", "CO")]
-    teacher = potentials.build("morse", cutoff=CUTOFF, elements=ELEMENTS, r0=1.3, depth=0.8)
-    teacher.set_references({1: -13.6, 6: -1027.0, 8: -2041.0})
-    made = []
-    for k in range(count):
-        atoms = frames[k % len(frames)].copy()
-        atoms.positions += rng.normal(0, 0.05, atoms.positions.shape)
-        made.append(atoms)
-    graph = AtomGraph.from_ase(made, CUTOFF)
-    labels = teacher(graph)
-    store = Store(graph.z, graph.pos, graph.ptr, labels, info={"name": "clusters", "level_of_theory": "Morse"})
-    return store.with_neighbors(CUTOFF)
-
 
 # ----------------------------------------------------------------------------------------------------------- references
 
