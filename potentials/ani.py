@@ -213,7 +213,7 @@ class ANI(Representation):
         ConfigError: if the angular cutoff is above the cutoff, or the Gaussians begin beyond it.
     """
 
-    compiled_edges = 2**14
+    compiled_edges = 2**10
     has_members = True
 
     def __init__(self, options: ANIOptions, cutoff: float, elements: Sequence[int]) -> None:
