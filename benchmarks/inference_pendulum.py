@@ -1,6 +1,6 @@
 """A real pendulum: length and friction from 94 seconds of film, by the exact likelihood and from simulations, with predictive bands.
 
-SIMKIT_DATA_DIR=FOLDER python benchmarks/inference_pendulum.py [--budget 10000] [--out FOLDER]
+SIMKIT_DATA_DIR=FOLDER python benchmarks/inference_pendulum.py [--budget 10000] [--members 1] [--out FOLDER]
 
 The data are those of Schmidt & Lipson (Science 324, 81 (2009)): angles and angular velocities, 6 a second; every third is used. The model
 is q'' = -(g / l) sin q - alpha q' with normal errors of unknown size on both; the initial state is unknown too, and so are an offset of the
@@ -16,6 +16,7 @@ import numpy as np
 
 from simkit.files import data_dir
 from simkit.inference.infer import InferenceOptions
+from simkit.inference.learning import LearningOptions
 from simkit.inference.recipe import CalibrationOptions, InferenceRecipe
 from simkit.inference.simulators.systems import SystemSimulator
 from simkit.surrogates.loaders import load_real_pendulum
@@ -52,6 +53,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--budget", type=int, default=10_000)
     parser.add_argument("--methods", default="hmc,snpe")
+    parser.add_argument("--members", type=int, help="networks of an ensemble")
     parser.add_argument("--out", type=Path, default=Path("inference_pendulum"))
     args = parser.parse_args()
     simulator, observation = problem()
@@ -63,7 +65,7 @@ def main() -> None:
             budget=args.budget,
             samples=500 if method == "hmc" else 4000,  # each is a chain of its own there
             seed=1,
-            options=InferenceOptions(rounds=5),
+            options=InferenceOptions(rounds=5, learning=LearningOptions(members=args.members)),
             calibration=CalibrationOptions(count=1 if method == "hmc" else 200, samples=100, seconds=120.0),
         )
         report = run_inference(recipe, simulator, args.out / method, observation)
