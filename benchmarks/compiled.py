@@ -16,10 +16,9 @@ import numpy as np
 import torch
 from ase import Atoms
 from ase.build import bulk, molecule
-from rich.console import Console
-from rich.table import Table
 from speed import HERE, run
 from systems import ase_step_ms, median_ms, structures
+from tables import print_rows
 
 import simkit
 from simkit.graph import AtomGraph
@@ -97,10 +96,7 @@ def main() -> None:
     if options.peer:
         found["nequip"] = beside_nequip(options.peer)
     for title, rows in found.items():
-        table = Table(*(rows[0] if rows else ()), title=f"{title}, {options.threads} thread(s)")
-        for row in rows:
-            table.add_row(*(f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in row.values()))
-        Console(width=160).print(table)
+        print_rows(f"{title}, {options.threads} thread(s)", rows)
     options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 

@@ -24,9 +24,8 @@ from ase import Atoms
 from ase.build import bulk, molecule
 from ase.io import read
 from matplotlib.figure import Figure
-from rich.console import Console
-from rich.table import Table
 from systems import median_ms, rmd17_frames
+from tables import print_rows
 
 import simkit
 from simkit import plotting
@@ -173,14 +172,7 @@ def main() -> None:
         found["drift"] = drifts(options.models, options.picoseconds)
     for kind, rows in found.items():
         if rows:
-            table = Table(title=f"{kind}, {options.threads} threads")
-            for name in rows[0]:
-                table.add_column(name)
-            for row in rows:
-                table.add_row(
-                    *(f"{row[n]:.3g}" if isinstance(row.get(n), float) else str(row.get(n, "")) for n in rows[0])
-                )
-            Console(width=160).print(table)
+            print_rows(f"{kind}, {options.threads} threads", rows)
     options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     if {"sizes", "batches"} & set(found):
         picture(found, options.figure)

@@ -26,10 +26,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
 from scipy.integrate import solve_ivp
 from systems import best_of
+from tables import print_rows
 from torch import Tensor, nn
 from torchdiffeq import odeint
 
@@ -221,12 +220,7 @@ def main() -> None:
     result: dict[str, Any] = {"threads": options.threads, "cpu time": options.cpu_time}
     for part in options.only:
         rows = PARTS[part](options.quick, 0.05 if options.quick else options.seconds)
-        table = Table(title=f"{part}, {options.threads} thread(s)")
-        for name in rows[0]:
-            table.add_column(name)
-        for row in rows:
-            table.add_row(*(f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in row.values()))
-        Console(width=160).print(table)
+        print_rows(f"{part}, {options.threads} thread(s)", rows)
         result[part] = rows
     options.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
